@@ -1,0 +1,84 @@
+"""Memory that agents can trust: graph state, typed facts and their vectors in one transactional history.
+
+Importing the package loads neither a vector store nor a database driver: names arrive when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memstate_langgraph.backends.sqlite import (
+        AsyncInMemoryStorage,
+        AsyncSQLiteStorage,
+        InMemoryStorage,
+        SQLiteStorage,
+    )
+    from memstate_langgraph.care import Report
+    from memstate_langgraph.embeddings import LocalEmbeddings
+    from memstate_langgraph.errors import (
+        ConflictError,
+        DamagedCheckpoint,
+        FactNotFound,
+        HookError,
+        LeaseLost,
+        MemoryStoreError,
+        ScopeError,
+        StorageBusy,
+        StorageClosed,
+        StorageError,
+        ValidationFailed,
+    )
+    from memstate_langgraph.facts import Cause, Entry, Fact, Operation, ScoredFact
+    from memstate_langgraph.integrations.chroma import AsyncChromaSyncHook, ChromaSyncHook
+    from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+    from memstate_langgraph.nodes import RecallNode, RememberNode, RollbackNode
+    from memstate_langgraph.rules import Constraint
+    from memstate_langgraph.saver import MemStateCheckpointer
+    from memstate_langgraph.tools import create_memory_tools
+    from memstate_langgraph.vectors import AsyncVectorStoreSyncHook, VectorStoreSyncHook
+
+_HOMES = {
+    "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
+    "care": ("Report",),
+    "embeddings": ("LocalEmbeddings",),
+    "errors": (
+        "ConflictError",
+        "DamagedCheckpoint",
+        "FactNotFound",
+        "HookError",
+        "LeaseLost",
+        "MemoryStoreError",
+        "ScopeError",
+        "StorageBusy",
+        "StorageClosed",
+        "StorageError",
+        "ValidationFailed",
+    ),
+    "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
+    "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
+    "memory": ("AsyncMemoryStore", "MemoryStore"),
+    "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
+    "rules": ("Constraint",),
+    "saver": ("MemStateCheckpointer",),
+    "tools": ("create_memory_tools",),
+    "vectors": ("AsyncVectorStoreSyncHook", "VectorStoreSyncHook"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 -- the names are strings, made from the table
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

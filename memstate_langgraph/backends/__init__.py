@@ -1,0 +1,1 @@
+"""Storages: where facts, log, vectors' journal and checkpoints live."""

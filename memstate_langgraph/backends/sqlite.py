@@ -1,0 +1,371 @@
+"""SQLite: the embedded default. One file (or `:memory:`), one writer connection per process, many readers.
+
+Write plans run under BEGIN IMMEDIATE, so what they read is what they change; other processes wait their
+turn. Read plans see one snapshot (write-ahead log) and never wait for writers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import aiosqlite
+
+from memstate_langgraph import ops
+from memstate_langgraph.backends.sql import ANSWERS, Batch, Sql, Statement, json_text
+from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
+from memstate_langgraph.ops import Work
+from memstate_langgraph.run import drive
+
+R = TypeVar("R")
+Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
+
+APPLICATION_ID = 0x4D656D53  # "MemS" in the file's header says that the file is ours
+SCHEMA_VERSION = 1
+MEMORY = ":memory:"
+
+
+class _Dialect:
+    def among(self, column: str) -> str:
+        return f"{column} IN (SELECT value FROM json_each(?))"
+
+    def listed(self, values: Iterable[Any]) -> str:
+        return json_text(list(values))
+
+
+_DIALECT = _Dialect()
+
+
+class _Contention(Exception):
+    """Another writer was there; the plan may begin again."""
+
+
+class SQLiteEngine:
+    """The connections to one file and the rules for using them; both doors share it, from any thread."""
+
+    def __init__(self, path: str | Path, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
+        if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
+            raise ValidationFailed(f"synchronous: must be OFF, NORMAL, FULL or EXTRA, not {synchronous!r}")
+        if busy_timeout <= 0:
+            raise ValidationFailed(f"busy_timeout: must be more than 0 seconds, not {busy_timeout!r}")
+        self.path = str(path)
+        self.in_memory = self.path == MEMORY
+        self.busy_timeout = busy_timeout
+        self._synchronous = synchronous
+        self._lock = threading.Lock()
+        self._readers: list[sqlite3.Connection] = []
+        self._all: list[sqlite3.Connection] = []
+        self._closed = False
+        self.writer = self._open()
+
+    # --- opening
+
+    def _open(self) -> sqlite3.Connection:
+        deadline = time.monotonic() + self.busy_timeout
+        for pause in pauses():
+            try:
+                return self._connect()
+            except _Contention as error:
+                # two processes that open a new file may both try to make it; one of them waits
+                if time.monotonic() > deadline:
+                    raise StorageBusy(f"{self.path}: still locked after {self.busy_timeout} s") from error
+                time.sleep(pause)
+        raise AssertionError
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._translated():
+            connection = sqlite3.connect(
+                self.path, timeout=1.0, isolation_level=None, check_same_thread=False, cached_statements=512
+            )
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+        self._all.append(connection)
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        def pragma(name: str) -> int:
+            return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+        if pragma("application_id") != APPLICATION_ID:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and pragma("application_id") != APPLICATION_ID:
+                raise StorageError(
+                    f"{self.path}: a SQLite file that memstate_langgraph did not make; give it a path of its own"
+                )
+            if not self.in_memory:
+                connection.execute("PRAGMA journal_mode = WAL")
+            self._create(connection)
+        version = pragma("user_version")
+        if version != SCHEMA_VERSION:
+            raise StorageError(
+                f"{self.path}: has schema version {version}, this release of memstate_langgraph reads "
+                f"{SCHEMA_VERSION}; open it with the release that wrote it"
+            )
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        schema = resources.files(__package__).joinpath("schema/sqlite.sql").read_text("utf-8")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                for statement in statements_of(schema):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    # --- running
+
+    def attempt(self, work: Work[R]) -> R:
+        """Run a plan once in a transaction; `_Contention` if another writer was in the way."""
+        if self._closed:
+            raise StorageClosed(f"{self.path}: the storage was closed")
+        if work.write or self.in_memory:
+            with self._lock:
+                return self._transact(self.writer, work)
+        with self._reader() as connection:
+            return self._transact(connection, work)
+
+    def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
+        def execute(statement: Statement) -> Any:
+            if isinstance(statement, Sql):
+                return connection.execute(statement.text, statement.parameters).fetchall()
+            if isinstance(statement, Batch):
+                connection.executemany(statement.text, statement.rows)
+                return None
+            return connection.execute(statement.text, statement.parameters)
+
+        def answer(op: ops.Op[Any]) -> Any:
+            return drive(ANSWERS[type(op)](op, _DIALECT), execute)
+
+        relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
+        with self._translated():
+            if relaxed:
+                connection.execute("PRAGMA synchronous = NORMAL")
+            try:
+                connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
+                try:
+                    result = drive(work.start(), answer)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            finally:
+                if relaxed:
+                    connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        return result
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._open()
+        try:
+            yield connection
+        finally:
+            self._readers.append(connection)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise the driver's errors as ours, in this one place."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise _Contention(str(error)) from error
+            raise StorageError(f"{self.path}: {error}") from error
+        except sqlite3.ProgrammingError as error:
+            if self._closed:
+                raise StorageClosed(f"{self.path}: the storage was closed") from error
+            raise StorageError(f"{self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path}: {error}") from error
+
+    # --- closing and care
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while self._all:
+                self._all.pop().close()
+            self._readers.clear()
+
+    def warnings(self) -> list[str]:
+        """What about this SQLite deserves a word in `verify()`."""
+        if self.in_memory or sqlite3.sqlite_version_info >= (3, 51, 3):
+            return []
+        return [
+            f"SQLite {sqlite3.sqlite_version} is older than 3.51.3, in which a rare race between two "
+            "connections resetting the write-ahead log was repaired"
+        ]
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait between attempts: short at first, longer later, never in step with the other one."""
+    longest = 0.001
+    while True:
+        yield random.uniform(0.0005, longest)
+        longest = min(longest * 2, 0.1)
+
+
+def statements_of(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would commit the transaction around it."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+class SQLiteStorage:
+    """Facts, log, vectors' journal and checkpoints in one SQLite file.
+
+    `synchronous` is SQLite's: FULL loses nothing that was acknowledged even when the machine loses power;
+    NORMAL may then lose the last transactions, never tear one. `busy_timeout` is how many seconds a write
+    waits for other processes before `StorageBusy`.
+    """
+
+    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
+        self.engine = SQLiteEngine(path, synchronous, busy_timeout)
+
+    @classmethod
+    def over(cls, engine: SQLiteEngine) -> SQLiteStorage:
+        storage = cls.__new__(cls)
+        storage.engine = engine
+        return storage
+
+    def run(self, work: Work[R]) -> R:
+        deadline = time.monotonic() + self.engine.busy_timeout
+        for pause in pauses():
+            try:
+                return self.engine.attempt(work)
+            except _Contention as error:
+                if time.monotonic() > deadline:
+                    raise busy(self.engine) from error
+                time.sleep(pause)
+        raise AssertionError
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def aio(self) -> AsyncSQLiteStorage:
+        return AsyncSQLiteStorage.over(self.engine)
+
+
+class AsyncSQLiteStorage:
+    """The async door of `SQLiteStorage`; opened at its first use.
+
+    A plan runs as a whole in aiosqlite's thread, one hop per transaction. So a cancelled call leaves no
+    transaction open: the plan either never began or ran to its end.
+    """
+
+    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
+        self._face(SQLiteEngine(path, synchronous, busy_timeout))
+
+    @classmethod
+    def over(cls, engine: SQLiteEngine) -> AsyncSQLiteStorage:
+        storage = cls.__new__(cls)
+        storage._face(engine)
+        return storage
+
+    def _face(self, engine: SQLiteEngine) -> None:
+        self.engine = engine
+        self._workers: dict[bool, _Worker] = {}
+        self._opening = threading.Lock()
+
+    async def run(self, work: Work[R]) -> R:
+        if self.engine.in_memory:
+            return SQLiteStorage.over(self.engine).run(work)  # nothing in it waits for a disk
+        with self._opening:
+            worker = self._workers.get(work.write) or self._workers.setdefault(work.write, _Worker(self.engine))
+        deadline = time.monotonic() + self.engine.busy_timeout
+        for pause in pauses():
+            try:
+                return await worker.attempt(work)
+            except _Contention as error:
+                if time.monotonic() > deadline:
+                    raise busy(self.engine) from error
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def close(self) -> None:
+        self.engine.close()
+        with self._opening:
+            workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.stop()
+
+    def sync(self) -> SQLiteStorage:
+        return SQLiteStorage.over(self.engine)
+
+
+class _Worker:
+    """An aiosqlite thread that runs whole plans.
+
+    aiosqlite's public calls are single statements, each a hop between threads. The primitive below them,
+    `run this in your thread`, serves any number of event loops, but is private: this class is the only
+    place that touches it, and the dependency is bounded to releases that have it.
+    """
+
+    def __init__(self, engine: SQLiteEngine) -> None:
+        self._engine = engine
+        self._connection = aiosqlite.Connection(lambda: engine.writer, iter_chunk_size=64)
+        self._connection._connection = engine.writer
+        self._connection._thread.daemon = True  # a forgotten close() must not keep the process alive
+        self._connection._thread.start()
+
+    async def attempt(self, work: Work[R]) -> R:
+        result: R = await self._connection._execute(self._engine.attempt, work)  # type: ignore[no-untyped-call]
+        return result
+
+    def stop(self) -> None:
+        self._connection._connection = None  # the engine closes its own connections
+        self._connection.stop()
+
+
+def busy(engine: SQLiteEngine) -> StorageBusy:
+    return StorageBusy(
+        f"{engine.path}: other writers held the file for {engine.busy_timeout} s; nothing was written, try again"
+    )
+
+
+class InMemoryStorage(SQLiteStorage):
+    """Everything in this process's memory, gone when it ends: SQLite without a file, so with the same rules."""
+
+    def __init__(self) -> None:
+        super().__init__(MEMORY)
+
+
+class AsyncInMemoryStorage(AsyncSQLiteStorage):
+    """The async door of `InMemoryStorage`."""
+
+    def __init__(self) -> None:
+        super().__init__(MEMORY)
+
+
+__all__ = [
+    "AsyncInMemoryStorage",
+    "AsyncSQLiteStorage",
+    "InMemoryStorage",
+    "SQLiteEngine",
+    "SQLiteStorage",
+]

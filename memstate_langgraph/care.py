@@ -1,0 +1,263 @@
+"""verify and repair: do facts, log and vector stores say the same?"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from memstate_langgraph.errors import HookError
+from memstate_langgraph.facts import Fact, Health, Query, Vector
+from memstate_langgraph.flows import Core, intend
+from memstate_langgraph.ops import (
+    Activate,
+    Expunge,
+    Find,
+    LastSeq,
+    Load,
+    Plan,
+    ReadLog,
+    ReadVectors,
+    reads,
+    writes,
+)
+from memstate_langgraph.run import Call, Flow
+from memstate_langgraph.vectors import Text, VectorStoreSyncHook
+
+PAGE = 1000
+REBUILD_AT_ONCE = 500
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify()` found. `ok` means that whatever a reader can see agrees.
+
+    `leftovers` are vectors that search no longer shows and that are waiting for their removal: normal.
+    """
+
+    facts: int
+    entries: int
+    vectors: int
+    leftovers: int
+    findings: tuple[Health, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        head = "all agree" if self.ok else "NOT in step"
+        lines = [
+            f"facts, log and vectors: {head}",
+            f"  {self.facts} live facts, {self.entries} log entries, {self.vectors} live vectors, "
+            f"{self.leftovers} awaiting removal",
+        ]
+        lines += [f"  {found.count} x {found.problem}, such as {found.example}" for found in self.findings]
+        lines += [f"  note: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Findings:
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, problem: str, examples: Iterable[str]) -> None:
+        for example in examples:
+            self.counts[problem] += 1
+            self.examples.setdefault(problem, example)
+
+    def listed(self) -> tuple[Health, ...]:
+        return tuple(Health(problem, count, self.examples[problem]) for problem, count in self.counts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """One snapshot of what storage says."""
+
+    facts: dict[str, Fact]
+    replayed: dict[str, Fact]
+    gaps: tuple[str, ...]
+    entries: int
+    seqs: dict[str, int]
+    vectors: dict[str, list[Vector]]
+
+
+@reads
+def books(indexes: tuple[str, ...]) -> Plan[Books]:
+    replayed: dict[str, Fact] = {}
+    versions: dict[str, int] = {}
+    seqs: dict[str, int] = {}
+    gaps: list[str] = []
+    last = yield from LastSeq()
+    entries = 0
+    for start in range(0, last, PAGE):
+        page = yield from ReadLog(after=start, until=start + PAGE)
+        entries += len(page)
+        for entry in reversed(page):
+            if versions.get(entry.fact_id, 0) + 1 != entry.version:
+                gaps.append(f"{entry.fact_id} version {entry.version}")
+            versions[entry.fact_id] = entry.version
+            seqs[entry.fact_id] = entry.seq
+            if entry.after is None:
+                replayed.pop(entry.fact_id, None)
+            else:
+                replayed[entry.fact_id] = entry.after
+    facts = {fact.id: fact for fact in (yield from Find(Query()))}
+    vectors: dict[str, list[Vector]] = {}
+    for index in indexes:
+        rows: list[Vector] = []
+        while page_of := (yield from ReadVectors(index, rows[-1].id if rows else "", PAGE)):
+            rows += page_of
+        vectors[index] = rows
+    return Books(facts, replayed, tuple(gaps), entries, seqs, vectors)
+
+
+def verify(core: Core, storage: Any) -> Flow[Report]:
+    return (yield from _examine(core, storage, {}))
+
+
+def _held(core: Core) -> Flow[dict[str, set[str] | None]]:
+    """What each vector store holds, asked before the books: an id is in the books before a store has it."""
+    held: dict[str, set[str] | None] = {}
+    for hook in core.vectors:
+        try:
+            ids: list[str] | None = yield Call(hook, "ids", ())
+        except Exception as error:
+            raise HookError(f"vector store {hook.name!r}: could not list its ids ({error})") from error
+        held[hook.name] = None if ids is None else set(ids)
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One vector store against the books."""
+
+    strays: set[str]
+    missing: dict[str, Text]
+    gone: list[Vector]
+    live: int
+    waiting: int
+
+
+def compare(hook: VectorStoreSyncHook, found: Books, held: set[str] | None) -> Comparison:
+    rows = found.vectors[hook.name]
+    live = {row.fact_id: row for row in rows if row.state == "live"}
+    wanted = {fact.id: text for fact in found.facts.values() if (text := hook.text_of(fact)) is not None}
+    present = {row.id for row in rows} if held is None else held
+    missing = {
+        fact_id: text
+        for fact_id, text in wanted.items()
+        if (row := live.get(fact_id)) is None or row.id not in present or row.born != found.seqs[fact_id]
+    }
+    gone = [row for fact_id, row in live.items() if fact_id in missing or fact_id not in wanted]
+    strays = present - {row.id for row in rows}
+    return Comparison(strays, missing, gone, len(live), sum(row.state != "live" for row in rows))
+
+
+def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Flow[Report]:
+    held = yield from _held(core)
+    found: Books = yield books(tuple(hook.name for hook in core.vectors))
+    findings = _Findings()
+    findings.add("gap in a fact's versions in the log", found.gaps)
+    findings.add(
+        "fact that differs from what the log says",
+        (fact_id for fact_id, fact in found.facts.items() if found.replayed.get(fact_id) != fact),
+    )
+    findings.add("fact that the log has and the facts have not", found.replayed.keys() - found.facts.keys())
+    warnings = list(getattr(getattr(storage, "engine", None), "warnings", list)())
+    for hook in core.vectors:
+        comparison = compare(hook, found, held[hook.name])
+        comparisons[hook.name] = comparison
+        findings.add(f"vector in {hook.name!r} that no journal knows (invisible to search)", sorted(comparison.strays))
+        findings.add(f"fact without its vector in {hook.name!r} (repair embeds it)", sorted(comparison.missing))
+        orphans = [row.id for row in comparison.gone if row.fact_id not in comparison.missing]
+        findings.add(f"vector in {hook.name!r} of a fact that should have none", orphans)
+        if held[hook.name] is None:
+            warnings.append(f"{hook.name!r} cannot list its ids, so only the journal was checked")
+    return Report(
+        facts=len(found.facts),
+        entries=found.entries,
+        vectors=sum(comparison.live for comparison in comparisons.values()),
+        leftovers=sum(comparison.waiting for comparison in comparisons.values()),
+        findings=findings.listed(),
+        warnings=tuple(warnings),
+    )
+
+
+@writes
+def replace_vectors(fresh: tuple[tuple[str, Fact], ...], old: tuple[str, ...]) -> Plan[tuple[str, ...]]:
+    """Make fresh vectors live in the place of lost ones, for facts that are still what was embedded."""
+    standing = yield from Load(tuple(fact.id for _, fact in fresh))
+    newest = {}
+    for vector_id, fact in fresh:
+        now = standing[fact.id].fact
+        if now is not None and now.version == fact.version:
+            (entry,) = yield from ReadLog(fact_id=fact.id, limit=1)
+            newest[vector_id] = entry.seq
+    yield from Expunge(old)
+    yield from Activate(tuple(newest.items()))
+    return tuple(newest)
+
+
+@writes
+def forget(ids: tuple[str, ...]) -> Plan[None]:
+    yield from Expunge(ids)
+
+
+def repair(core: Core, storage: Any, progress: Progress | None) -> Flow[Report]:
+    report = progress or _silent
+    comparisons: dict[str, Comparison] = {}
+    yield from _examine(core, storage, comparisons)
+    for hook in core.vectors:
+        found = comparisons[hook.name]
+        strays = sorted(found.strays)
+        for start in range(0, len(strays), REBUILD_AT_ONCE):
+            batch = tuple(strays[start : start + REBUILD_AT_ONCE])
+            yield Call(hook, "delete", (batch,))
+            report(f"removing strays from {hook.name}", start + len(batch), len(strays))
+        yield from _embed_missing(hook, found, report)
+    removed = yield from core.collect()
+    report("removing old vectors", removed, removed)
+    return (yield from _examine(core, storage, {}))
+
+
+def _embed_missing(hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
+    facts: dict[str, Fact] = yield present(tuple(found.missing))
+    old = {row.fact_id: row.id for row in found.gone}
+    useless = tuple(row.id for row in found.gone if row.fact_id not in facts)
+    if useless:
+        yield Call(hook, "delete", (useless,))
+        yield forget(useless)
+    todo = list(facts.values())
+    for start in range(0, len(todo), REBUILD_AT_ONCE):
+        batch = [fact for fact in todo[start : start + REBUILD_AT_ONCE] if hook.text_of(fact) is not None]
+        fresh = tuple((str(uuid.uuid4()), fact) for fact in batch)
+        due = time.time() + hook.lease
+        yield intend(tuple(Vector(vector_id, hook.name, fact.id, due=due) for vector_id, fact in fresh))
+        texts = [(vector_id, text) for vector_id, fact in fresh if (text := hook.text_of(fact)) is not None]
+        yield Call(hook, "upsert", (texts,))
+        lost = tuple(old[fact.id] for fact in batch if fact.id in old)
+        if lost:
+            yield Call(hook, "delete", (lost,))
+        yield replace_vectors(fresh, lost)
+        report(f"embedding into {hook.name}", start + len(batch), len(todo))
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+@reads
+def present(ids: tuple[str, ...]) -> Plan[dict[str, Fact]]:
+    standing = yield from Load(ids)
+    return {fact_id: where.fact for fact_id, where in standing.items() if where.fact is not None}

@@ -1,0 +1,161 @@
+"""The values that everything else passes around: facts, log entries, queries, hits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Namespace = tuple[str, ...]
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class Operation(StrEnum):
+    """What an entry of the log did."""
+
+    COMMIT = "COMMIT"
+    COMMIT_EPHEMERAL = "COMMIT_EPHEMERAL"
+    UPDATE = "UPDATE"
+    DELETE = "DELETE"
+    PROMOTE = "PROMOTE"
+    DISCARD_SESSION = "DISCARD_SESSION"
+    ROLLBACK = "ROLLBACK"
+
+
+class Fact(BaseModel):
+    """A typed record.
+
+    `version` counts the changes of this id and never goes back, not even on rollback or after a deletion.
+    `singleton` is set by the store: the value of the type's singleton key in canonical JSON, or None.
+    Ephemeral facts live until `discard_session`, or become ordinary ones with `promote`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()))
+    type: str
+    payload: dict[str, Any]
+    source: str | None = None
+    session_id: str | None = None
+    ts: datetime = Field(default_factory=utcnow)
+    namespace: Namespace = ()
+    version: int = 0
+    ephemeral: bool = False
+    singleton: str | None = None
+
+
+class Cause(BaseModel):
+    """What in a graph made a change: filled from the running LangGraph task, empty outside a graph."""
+
+    model_config = ConfigDict(frozen=True)
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    task_id: str | None = None
+    tool_call_id: str | None = None
+    run_id: str | None = None
+    node: str | None = None
+
+
+NO_CAUSE = Cause()
+
+
+class Entry(BaseModel):
+    """One change in the log.
+
+    `seq` is given by the storage, rises in commit order and is never used again. Entries of one
+    transaction share `tx`. `undoes` is the seq of the entry that this one takes back.
+    `base` is the seq of the entry in force that the fact stood on before this change; for an entry that
+    undoes, the one it stands on afterwards. Rollback follows it, so that undone changes never count.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    seq: int = 0
+    tx: str
+    op: Operation
+    fact_id: str
+    version: int
+    before: Fact | None = None
+    after: Fact | None = None
+    session_id: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    ts: datetime
+    idempotency_key: str | None = None
+    undoes: int | None = None
+    base: int | None = None
+    cause: Cause = NO_CAUSE
+
+    @property
+    def head(self) -> int | None:
+        """The seq of the entry in force after this one."""
+        return self.seq if self.undoes is None else self.base
+
+
+class ScoredFact(NamedTuple):
+    """A fact found by meaning; `score` is the store's relevance, higher is closer, 1.0 the best."""
+
+    fact: Fact
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which facts to read. None means any; results come in the order of their last change, oldest first."""
+
+    type: str | None = None
+    namespace: Namespace | None = None
+    session_id: str | None = None
+    ephemeral: bool | None = None
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+
+
+class Standing(NamedTuple):
+    """Where an id stands: its live fact or None, its last version, and its entry in force."""
+
+    fact: Fact | None
+    version: int
+    head: int | None
+
+
+NOWHERE = Standing(None, 0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One id that a vector store was asked to hold, from its intent until the last of it is removed.
+
+    States: `intended` (being written, invisible, ours until `due`), `live` (a fact points to it),
+    `retired` (invisible to new readers, to be deleted after `due`), `tombstone` (deleted once, to be
+    deleted again after `due`, because a timed-out write may still arrive). `born` and `died` are the seqs
+    of the entries between which search may show it. `late` marks an id whose write was never acknowledged.
+    """
+
+    id: str
+    index: str
+    fact_id: str
+    state: str = "intended"
+    due: float | None = None
+    born: int | None = None
+    died: int | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A finding of `verify()`: what is wrong, how often, and an example."""
+
+    problem: str
+    count: int
+    example: str

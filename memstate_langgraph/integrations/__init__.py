@@ -1,0 +1,1 @@
+"""Adapters to particular products, each loaded only when it is imported."""

@@ -1,0 +1,521 @@
+"""MemoryStore and AsyncMemoryStore: the two doors to one set of rules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel
+
+from memstate_langgraph import care
+from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, ScoredFact
+from memstate_langgraph.flows import Core, Transaction
+from memstate_langgraph.graph import current_cause
+from memstate_langgraph.ops import ReadLog
+from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
+from memstate_langgraph.rules import Constraint, Rules, check_count, check_text
+from memstate_langgraph.run import AsyncStorage, Flow, Storage, aperform, perform
+
+R = TypeVar("R")
+_WITHIN_FACT = frozenset({"payload", "source"})
+
+
+class _Store:
+    """What both doors share: registration, and arguments made into changes."""
+
+    _door: str
+
+    def __init__(self, hooks: Iterable[object] | None, strict: bool) -> None:
+        self._core = Core(Rules(strict=strict))
+        self._transaction: Transaction | None = None
+        for hook in hooks or ():
+            self.add_hook(hook)
+
+    def register_schema(self, typename: str, model: type[BaseModel], constraint: Constraint | None = None) -> None:
+        """Facts of this type are validated by the model from now on, and the constraint holds for them.
+
+        Register types before their first fact: a singleton key does not reach facts stored without it.
+        """
+        self._core.rules.register(typename, model, constraint)
+
+    @property
+    def rules(self) -> Rules:
+        return self._core.rules
+
+    def add_hook(self, hook: object) -> None:
+        """Add a vector store hook, or a callable `hook(operation, fact_id, fact)` that may veto by raising.
+
+        Vetoes are asked before the commit and may be asked again if others change the facts meanwhile.
+        """
+        self._core.add_hook(hook, self._door)
+
+    def _by(self, session_id: str | None, actor: str | None, reason: str | None, cause: Cause | None) -> By:
+        for name, text in (("session_id", session_id), ("actor", actor), ("reason", reason)):
+            if text is not None:
+                check_text(text, name)
+        return By(session_id, actor, reason, cause or current_cause())
+
+    def _put(
+        self, fact: Fact, ephemeral: bool, by: By, key: str | None, expected_version: int | None, id_given: bool
+    ) -> Change:
+        if not isinstance(fact, Fact):
+            raise ValidationFailed(f"commit: takes a Fact, not {type(fact).__name__}; commit_model takes models")
+        fact = self.rules.admit(fact.model_copy(update={"ephemeral": ephemeral or fact.ephemeral}))
+        return Put(fact, by, id_given, _expected(expected_version), _key(key))
+
+    def _put_model(
+        self, model: BaseModel, fact_id: str | None, source: str | None, namespace: Namespace
+    ) -> tuple[Fact, bool]:
+        payload = model.model_dump(mode="json")
+        fact = Fact(type=self.rules.typename_of(model), payload=payload, source=source, namespace=namespace)
+        return (fact, False) if fact_id is None else (fact.model_copy(update={"id": fact_id}), True)
+
+    def _patch(
+        self, fact_id: str, patch: Mapping[str, Any], by: By, key: str | None, expected_version: int | None
+    ) -> Change:
+        check_text(fact_id, "fact_id")
+        if not isinstance(patch, Mapping):
+            raise ValidationFailed(f"update: the patch must be a dict, not {patch!r}")
+        source = None
+        payload = patch
+        if "payload" in patch and patch.keys() <= _WITHIN_FACT and isinstance(patch["payload"], Mapping):
+            payload, source = patch["payload"], patch.get("source")
+        return Patch(fact_id, dict(payload), by, source, _expected(expected_version), _key(key))
+
+    def _drop(self, fact_id: str, by: By, key: str | None, expected_version: int | None) -> Change:
+        check_text(fact_id, "fact_id")
+        return Drop(fact_id, by, _expected(expected_version), _key(key))
+
+    def _promote(self, session_id: str, fact_ids: Sequence[str] | None, by: By) -> Change:
+        check_text(session_id, "session_id")
+        return Promote(session_id, by, None if fact_ids is None else tuple(fact_ids))
+
+    def _discard(self, session_id: str, by: By) -> Change:
+        check_text(session_id, "session_id")
+        return Discard(session_id, by)
+
+    def _rollback(self, steps: int, session_id: str | None, by: By) -> Change:
+        check_count(steps, "steps")
+        return Rollback(steps, session_id, by)
+
+    def _bound(self, transaction: Transaction) -> Self:
+        bound = copy.copy(self)
+        bound._transaction = transaction
+        return bound
+
+
+def _expected(version: int | None) -> int | None:
+    if version is not None:
+        check_count(version, "expected_version")
+    return version
+
+
+def _key(key: str | None) -> str | None:
+    if key is not None:
+        check_text(key, "idempotency_key")
+    return key
+
+
+def _filters(filters: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return {} if filters is None else filters
+
+
+class MemoryStore(_Store):
+    """Typed facts, their log and their vectors in one transactional history.
+
+    Safe to use from several threads. Every change is one transaction, atomic with the vector stores of its
+    hooks: it is committed whole, or an error is raised and nothing of it can be seen. `strict` refuses
+    facts of types that are not registered.
+    """
+
+    _door = "sync"
+
+    def __init__(self, storage: Storage, hooks: Iterable[object] | None = None, *, strict: bool = False) -> None:
+        if not callable(getattr(storage, "aio", None)):
+            raise ValidationFailed(f"MemoryStore: takes a sync storage such as SQLiteStorage, not {storage!r}")
+        self.storage = storage
+        super().__init__(hooks, strict)
+
+    def _do(self, flow: Flow[R]) -> R:
+        if self._transaction is None:
+            return perform(flow, self.storage)
+        token = self._core.ambient.set(self._transaction)
+        try:
+            return perform(flow, self.storage)
+        finally:
+            self._core.ambient.reset(token)
+
+    def commit(
+        self,
+        fact: Fact,
+        session_id: str | None = None,
+        ephemeral: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """Store a fact and return its id, which for a singleton is that of the fact that holds the key.
+
+        `expected_version` must be the stored version, 0 for none. An `idempotency_key` that was used
+        before, anywhere in this storage, returns the first id and writes nothing.
+        Raises `ValidationFailed`, `ConflictError` or `HookError`, having changed nothing.
+        """
+        by = self._by(session_id, actor, reason, cause)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
+        return self._do(self._core.change(change))[0]
+
+    def commit_model(
+        self,
+        model: BaseModel,
+        fact_id: str | None = None,
+        source: str | None = None,
+        session_id: str | None = None,
+        ephemeral: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        namespace: Namespace = (),
+    ) -> str:
+        """`commit` for an instance of a registered model."""
+        fact, id_given = self._put_model(model, fact_id, source, namespace)
+        by = self._by(session_id, actor, reason, None)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
+        return self._do(self._core.change(change))[0]
+
+    def update(
+        self,
+        fact_id: str,
+        patch: Mapping[str, Any],
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """Merge fields into a fact's payload: `{"payload": {"age": 31}}`, or just `{"age": 31}`.
+
+        The change belongs to `session_id`, or else to the fact's own session.
+        Raises `FactNotFound`, `ValidationFailed`, `ConflictError` or `HookError`, having changed nothing.
+        """
+        by = self._by(session_id, actor, reason, cause)
+        return self._do(self._core.change(self._patch(fact_id, patch, by, idempotency_key, expected_version)))[0]
+
+    def delete(
+        self,
+        fact_id: str,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """Delete a fact; the log keeps what it was, so rollback brings it back."""
+        by = self._by(session_id, actor, reason, cause)
+        return self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version)))[0]
+
+    def promote(
+        self,
+        session_id: str,
+        fact_ids: Sequence[str] | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[str]:
+        """Make ephemeral facts of a session (all, or these) ordinary ones; their ids."""
+        by = self._by(session_id, actor, reason, None)
+        return self._do(self._core.change(self._promote(session_id, fact_ids, by)))
+
+    def discard_session(self, session_id: str, actor: str | None = None, reason: str | None = None) -> int:
+        """Delete a session's ephemeral facts as one transaction; how many there were."""
+        by = self._by(session_id, actor, reason, None)
+        return len(self._do(self._core.change(self._discard(session_id, by))))
+
+    def rollback(
+        self,
+        steps: int = 1,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[str]:
+        """Undo the last transactions in force (of a session), all or none; the ids of the facts it touched.
+
+        Facts get back exactly what they were (their `version` moves on), in the vector stores too. Fewer
+        steps than asked for are undone if there are no more. Raises `ConflictError` if another session
+        has changed one of the facts since.
+        """
+        by = self._by(None, actor, reason, None)
+        return self._do(self._core.change(self._rollback(steps, session_id, by)))
+
+    @contextmanager
+    def transaction(
+        self, session_id: str | None = None, actor: str | None = None, reason: str | None = None
+    ) -> Iterator[MemoryStore]:
+        """Several changes as one: `with memory.transaction() as tx: tx.commit(...); tx.delete(...)`.
+
+        Committed when the block ends, not at all if it raises. Inside, `get` and `query` see its changes,
+        through `tx` and through the store itself; `search` does not.
+        """
+        transaction = self._core.begin(self._by(session_id, actor, reason, None))
+        token = self._core.ambient.set(transaction)
+        try:
+            yield self._bound(transaction)
+        finally:
+            transaction.open = False
+            self._core.ambient.reset(token)
+        perform(self._core.finish(transaction), self.storage)
+
+    def get(self, fact_id: str) -> Fact | None:
+        """The live fact with this id, or None."""
+        return self._do(self._core.get(fact_id))
+
+    def query(
+        self,
+        typename: str | None = None,
+        filters: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        limit: int | None = None,
+    ) -> list[Fact]:
+        """Live facts in the order of their last change, oldest first.
+
+        Filters: `{"payload.role": "admin"}`, nested paths, or operators `{"payload.age": {"$gte": 18}}`.
+        """
+        return self._do(self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit)))
+
+    def search(
+        self,
+        query: str,
+        limit: int | None = 5,
+        filters: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        typename: str | None = None,
+        namespace: Namespace | None = None,
+        session_id: str | None = None,
+    ) -> list[ScoredFact]:
+        """Live facts nearest in meaning, best first; `limit=None` ranks all. Filters are those of `query`.
+
+        What it returns was true at one moment: no half of a transaction, no vector without its fact.
+        """
+        scope = Query(typename, namespace, session_id, None, _filters(filters))
+        return self._do(self._core.search(query, limit, score_threshold, scope))
+
+    def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
+        """Entries of the log, newest first."""
+        return self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
+
+    def history(self, fact_id: str) -> list[Entry]:
+        """All entries of one fact, newest first, also after it was deleted."""
+        return self._do(self._core.log(ReadLog(fact_id=fact_id)))
+
+    def verify(self) -> care.Report:
+        """Compare facts, log and vector stores, changing nothing."""
+        return self._do(care.verify(self._core, self.storage))
+
+    def repair(self, progress: Callable[[str, int, int], None] | None = None) -> care.Report:
+        """Remove what vector stores hold beyond the live facts, embed again what they lack; what is left.
+
+        `progress(stage, done, total)` is called as it goes. Safe while others write.
+        """
+        return self._do(care.repair(self._core, self.storage, progress))
+
+    def close(self) -> None:
+        self.storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncMemoryStore(_Store):
+    """`MemoryStore` with every call awaited; the words are explained there."""
+
+    _door = "async"
+
+    def __init__(self, storage: AsyncStorage, hooks: Iterable[object] | None = None, *, strict: bool = False) -> None:
+        if not callable(getattr(storage, "sync", None)):
+            raise ValidationFailed(
+                f"AsyncMemoryStore: takes an async storage such as AsyncSQLiteStorage, not {storage!r}"
+            )
+        self.storage = storage
+        super().__init__(hooks, strict)
+
+    async def _do(self, flow: Flow[R]) -> R:
+        if self._transaction is None:
+            return await aperform(flow, self.storage)
+        token = self._core.ambient.set(self._transaction)
+        try:
+            return await aperform(flow, self.storage)
+        finally:
+            self._core.ambient.reset(token)
+
+    async def commit(
+        self,
+        fact: Fact,
+        session_id: str | None = None,
+        ephemeral: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """See `MemoryStore.commit`."""
+        by = self._by(session_id, actor, reason, cause)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
+        return (await self._do(self._core.change(change)))[0]
+
+    async def commit_model(
+        self,
+        model: BaseModel,
+        fact_id: str | None = None,
+        source: str | None = None,
+        session_id: str | None = None,
+        ephemeral: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        namespace: Namespace = (),
+    ) -> str:
+        """See `MemoryStore.commit_model`."""
+        fact, id_given = self._put_model(model, fact_id, source, namespace)
+        by = self._by(session_id, actor, reason, None)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
+        return (await self._do(self._core.change(change)))[0]
+
+    async def update(
+        self,
+        fact_id: str,
+        patch: Mapping[str, Any],
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """See `MemoryStore.update`."""
+        by = self._by(session_id, actor, reason, cause)
+        change = self._patch(fact_id, patch, by, idempotency_key, expected_version)
+        return (await self._do(self._core.change(change)))[0]
+
+    async def delete(
+        self,
+        fact_id: str,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        cause: Cause | None = None,
+    ) -> str:
+        """See `MemoryStore.delete`."""
+        by = self._by(session_id, actor, reason, cause)
+        return (await self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version))))[0]
+
+    async def promote(
+        self,
+        session_id: str,
+        fact_ids: Sequence[str] | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[str]:
+        """See `MemoryStore.promote`."""
+        by = self._by(session_id, actor, reason, None)
+        return await self._do(self._core.change(self._promote(session_id, fact_ids, by)))
+
+    async def discard_session(self, session_id: str, actor: str | None = None, reason: str | None = None) -> int:
+        """See `MemoryStore.discard_session`."""
+        by = self._by(session_id, actor, reason, None)
+        return len(await self._do(self._core.change(self._discard(session_id, by))))
+
+    async def rollback(
+        self,
+        steps: int = 1,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> list[str]:
+        """See `MemoryStore.rollback`."""
+        by = self._by(None, actor, reason, None)
+        return await self._do(self._core.change(self._rollback(steps, session_id, by)))
+
+    @asynccontextmanager
+    async def transaction(
+        self, session_id: str | None = None, actor: str | None = None, reason: str | None = None
+    ) -> AsyncIterator[AsyncMemoryStore]:
+        """See `MemoryStore.transaction`."""
+        transaction = self._core.begin(self._by(session_id, actor, reason, None))
+        token = self._core.ambient.set(transaction)
+        try:
+            yield self._bound(transaction)
+        finally:
+            transaction.open = False
+            self._core.ambient.reset(token)
+        await aperform(self._core.finish(transaction), self.storage)
+
+    async def get(self, fact_id: str) -> Fact | None:
+        """See `MemoryStore.get`."""
+        return await self._do(self._core.get(fact_id))
+
+    async def query(
+        self,
+        typename: str | None = None,
+        filters: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        limit: int | None = None,
+    ) -> list[Fact]:
+        """See `MemoryStore.query`."""
+        return await self._do(self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit)))
+
+    async def search(
+        self,
+        query: str,
+        limit: int | None = 5,
+        filters: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        typename: str | None = None,
+        namespace: Namespace | None = None,
+        session_id: str | None = None,
+    ) -> list[ScoredFact]:
+        """See `MemoryStore.search`."""
+        scope = Query(typename, namespace, session_id, None, _filters(filters))
+        return await self._do(self._core.search(query, limit, score_threshold, scope))
+
+    async def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
+        """See `MemoryStore.log`."""
+        return await self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
+
+    async def history(self, fact_id: str) -> list[Entry]:
+        """See `MemoryStore.history`."""
+        return await self._do(self._core.log(ReadLog(fact_id=fact_id)))
+
+    async def verify(self) -> care.Report:
+        """See `MemoryStore.verify`."""
+        return await self._do(care.verify(self._core, self.storage))
+
+    async def repair(self, progress: Callable[[str, int, int], None] | None = None) -> care.Report:
+        """See `MemoryStore.repair`."""
+        return await self._do(care.repair(self._core, self.storage, progress))
+
+    async def close(self) -> None:
+        await self.storage.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()

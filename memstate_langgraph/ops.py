@@ -1,0 +1,216 @@
+"""The questions that a storage can answer.
+
+A plan yields them; a backend answers each inside the plan's transaction. This is all that a backend knows
+of the product: no op decides anything. Times are seconds since the epoch, given by the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from memstate_langgraph.facts import Entry, Fact, Namespace, Query, Standing, Vector
+
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+class Op(Generic[R]):
+    """A question whose answer has the type R: `answer = yield from Load(("id",))`."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Generator[Op[Any], Any, R]:
+        answer: R = yield self
+        return answer
+
+
+Plan = Generator[Op[Any], Any, R]
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[R]):
+    """A plan that has not begun. A storage runs it in one transaction, and again from the top on contention.
+
+    `write=False` reads one snapshot. `durable=False` may lose the transaction (never tear it) if the
+    machine, not the process, dies.
+    """
+
+    start: Callable[[], Plan[R]]
+    write: bool
+    durable: bool = True
+
+
+def writes(plan: Callable[P, Plan[R]]) -> Callable[P, Work[R]]:
+    @wraps(plan)
+    def work(*args: P.args, **kwargs: P.kwargs) -> Work[R]:
+        return Work(lambda: plan(*args, **kwargs), write=True)
+
+    return work
+
+
+def notes(plan: Callable[P, Plan[R]]) -> Callable[P, Work[R]]:
+    """Like `writes`, for bookkeeping that may be lost with the machine, such as intents."""
+
+    @wraps(plan)
+    def work(*args: P.args, **kwargs: P.kwargs) -> Work[R]:
+        return Work(lambda: plan(*args, **kwargs), write=True, durable=False)
+
+    return work
+
+
+def reads(plan: Callable[P, Plan[R]]) -> Callable[P, Work[R]]:
+    @wraps(plan)
+    def work(*args: P.args, **kwargs: P.kwargs) -> Work[R]:
+        return Work(lambda: plan(*args, **kwargs), write=False)
+
+    return work
+
+
+# --- facts and log
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Op[dict[str, Standing]]):
+    """Where these ids stand; ids never seen are missing from the answer."""
+
+    ids: tuple[str, ...]
+
+
+Single = tuple[str, Namespace, str]
+"""Type, namespace and canonical key value of a singleton."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holders(Op[dict[Single, str]]):
+    """The ids of the live facts that hold these singleton keys."""
+
+    keys: tuple[Single, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Find(Op[list[Fact]]):
+    query: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve(Op[int]):
+    """The first of the next `count` seqs of the log, ours if this transaction commits."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append(Op[None]):
+    """Append entries to the log and make the facts what the entries say they are now.
+
+    The only way to change a fact, so that replaying the log gives the facts. `step` makes the transaction
+    one that rollback counts; `undone` are transactions that it no longer counts.
+    """
+
+    entries: tuple[Entry, ...]
+    step: bool = True
+    undone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog(Op[list[Entry]]):
+    """Entries newest first; None means any, `after < seq <= until`."""
+
+    session_id: str | None = None
+    fact_id: str | None = None
+    tx: str | None = None
+    seqs: tuple[int, ...] | None = None
+    idempotency_key: str | None = None
+    after: int | None = None
+    until: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Op[list[str]]):
+    """The last transactions in force (of a session), newest first."""
+
+    session_id: str | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastSeq(Op[int]):
+    """The position of the log: the seq of its newest entry, 0 while it is empty."""
+
+
+# --- vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Intend(Op[None]):
+    """Write down vector ids before the vector store hears of them."""
+
+    vectors: tuple[Vector, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Activate(Op[int]):
+    """Make intended vectors live, `born` at these seqs. Answers how many were still intended."""
+
+    born: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire(Op[None]):
+    """Retire the live vectors of these facts, `died` at these seqs, but those born there; `due` for deletion."""
+
+    died: tuple[tuple[str, int], ...]
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon(Op[None]):
+    """Give intended vectors up, for deletion now and once more later: by id, or all whose lease ended."""
+
+    ids: tuple[str, ...] | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Due(Op[list[Vector]]):
+    """Retired vectors and tombstones of these indexes whose time has come."""
+
+    indexes: tuple[str, ...]
+    now: float
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buried(Op[None]):
+    """The vector store deleted these: forget them, but keep the `late` ones as tombstones until then."""
+
+    ids: tuple[str, ...]
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hydrate(Op[dict[str, Fact]]):
+    """The facts that these vectors stood for at a position of the log; others are missing."""
+
+    vectors: tuple[str, ...]
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVectors(Op[list[Vector]]):
+    """Vector ids of an index after one, in order of id."""
+
+    index: str
+    after: str = ""
+    limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Expunge(Op[None]):
+    """Forget vector ids that no vector store holds any more, in whatever state."""
+
+    ids: tuple[str, ...]

@@ -1,0 +1,425 @@
+"""The rules of change, as plans: what a commit, update, deletion, promotion or rollback does to which facts.
+
+Plans ask storage and decide; they do no I/O and take time and ids as arguments. One transaction may hold
+many changes, each seeing those before it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from memstate_langgraph.errors import ConflictError, FactNotFound, ValidationFailed
+from memstate_langgraph.facts import NO_CAUSE, NOWHERE, Cause, Entry, Fact, Operation, Query, Standing
+from memstate_langgraph.ops import Append, Find, Holders, Load, Plan, ReadLog, Reserve, Single, Steps
+from memstate_langgraph.rules import Rules, canonical
+
+_SINGLETONS = uuid.UUID("5d1d3f0e-3b54-4e0c-9a53-6f0f0a9a4c11")
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who asked for a change, why, and what in a graph made it."""
+
+    session_id: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    cause: Cause = NO_CAUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store a fact, already admitted by the rules. `id_given` says that the caller chose its id."""
+
+    fact: Fact
+    by: By
+    id_given: bool = False
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Change fields of a payload (merged at the top level), or the source."""
+
+    fact_id: str
+    payload: Mapping[str, Any]
+    by: By
+    source: str | None = None
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    fact_id: str
+    by: By
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Make ephemeral facts of a session ordinary ones; all of them, or those named."""
+
+    session_id: str
+    by: By
+    ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Delete the ephemeral facts of a session."""
+
+    session_id: str
+    by: By
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Undo the last transactions in force, of a session or of all."""
+
+    steps: int
+    session_id: str | None
+    by: By
+
+
+Change = Put | Patch | Drop | Promote | Discard | Rollback
+
+
+@dataclass
+class Draft:
+    """A transaction in the making: the changes decided so far, over what is stored."""
+
+    rules: Rules
+    now: datetime
+    tx: str
+    entries: list[Entry] = field(default_factory=list)
+    results: list[list[str]] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+    _standing: dict[str, Standing] = field(default_factory=dict)
+    _holders: dict[Single, str | None] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+    _sessions: set[str | None] = field(default_factory=set)
+
+    @property
+    def step(self) -> bool:
+        """Whether rollback counts this transaction."""
+        return any(entry.undoes is None for entry in self.entries)
+
+    def final(self) -> dict[str, Entry]:
+        """The last entry of each fact."""
+        return {entry.fact_id: entry for entry in self.entries}
+
+    def fact(self, fact_id: str) -> Fact | None:
+        return self._standing.get(fact_id, NOWHERE).fact
+
+    def touched(self) -> set[str]:
+        return {entry.fact_id for entry in self.entries}
+
+    def copy(self) -> Draft:
+        """A draft to try a change on: an error leaves this one as it is."""
+        return replace(
+            self,
+            entries=list(self.entries),
+            results=list(self.results),
+            undone=list(self.undone),
+            _standing=dict(self._standing),
+            _holders=dict(self._holders),
+            _keys=dict(self._keys),
+            _sessions=set(self._sessions),
+        )
+
+    # --- reading through what is decided already
+
+    def _stand(self, ids: Iterable[str]) -> Plan[None]:
+        unknown = tuple(dict.fromkeys(i for i in ids if i not in self._standing))
+        if unknown:
+            known = yield from Load(unknown)
+            for fact_id in unknown:
+                self._standing[fact_id] = known.get(fact_id, NOWHERE)
+
+    def _hold(self, keys: Iterable[Single]) -> Plan[None]:
+        unknown = tuple(dict.fromkeys(k for k in keys if k not in self._holders))
+        if unknown:
+            known = yield from Holders(unknown)
+            for key in unknown:
+                self._holders[key] = known.get(key)
+
+    def prefetch(self, changes: Sequence[Change]) -> Plan[None]:
+        """Ask for many changes at once what they would ask for one by one."""
+        puts = [change.fact for change in changes if isinstance(change, Put)]
+        keys = [key for fact in puts if (key := single(fact)) is not None]
+        yield from self._hold(keys)
+        ids = [fact.id for fact in puts]
+        ids += [singleton_id(key) for key in keys]
+        ids += [holder for key in keys if (holder := self._holders[key]) is not None]
+        ids += [change.fact_id for change in changes if isinstance(change, Patch | Drop)]
+        yield from self._stand(ids)
+
+    # --- deciding
+
+    def decide(self, change: Change) -> Plan[list[str]]:
+        """Add a change; answers with the ids of the facts it touches."""
+        key = None if isinstance(change, Promote | Discard | Rollback) else change.idempotency_key
+        if key is not None:
+            done = yield from self._done(key)
+            if done is not None:
+                self.results.append([done])
+                return [done]
+        match change:
+            case Put():
+                ids = yield from self._put(change)
+            case Patch():
+                ids = yield from self._patch(change)
+            case Drop():
+                ids = yield from self._drop(change)
+            case Promote():
+                ids = yield from self._promote(change)
+            case Discard():
+                ids = yield from self._discard(change)
+            case Rollback():
+                ids = yield from self._rollback(change)
+        if key is not None:
+            self._keys[key] = ids[0]
+        if len(self._sessions) > 1:
+            named = " and ".join(sorted(repr(session) for session in self._sessions))
+            raise ValidationFailed(
+                f"session_id: a transaction belongs to one session, not to {named}; pass it to transaction()"
+            )
+        self.results.append(ids)
+        return ids
+
+    def _done(self, key: str) -> Plan[str | None]:
+        if key in self._keys:
+            return self._keys[key]
+        earlier = yield from ReadLog(idempotency_key=key, limit=1)
+        return earlier[0].fact_id if earlier else None
+
+    def _put(self, change: Put) -> Plan[list[str]]:
+        fact = change.fact
+        fact_id = yield from self._id_for(change)
+        yield from self._stand([fact_id])
+        standing = self._standing[fact_id]
+        before = standing.fact
+        expect(change.expected_version, fact_id, before)
+        session_id = change.by.session_id or fact.session_id
+        ephemeral = fact.ephemeral
+        if before is not None:
+            if before.type != fact.type or before.namespace != fact.namespace:
+                raise ConflictError(
+                    f"fact {fact_id}: is of type {before.type!r} in namespace {before.namespace!r}, so it cannot "
+                    f"become {fact.type!r} in {fact.namespace!r}"
+                )
+            if before.payload == fact.payload and self.rules.constraint(fact.type).immutable:
+                return [fact_id]  # saying the same again changes nothing
+            self.rules.refuse_change(before)
+            session_id = session_id or before.session_id
+            ephemeral = ephemeral and before.ephemeral
+            op = Operation.UPDATE
+        else:
+            op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
+        after = fact.model_copy(update={"id": fact_id, "session_id": session_id, "ephemeral": ephemeral})
+        by = replace(change.by, session_id=session_id)
+        yield from self._record(op, fact_id, after, by, change.idempotency_key)
+        return [fact_id]
+
+    def _id_for(self, change: Put) -> Plan[str]:
+        fact = change.fact
+        key = single(fact)
+        if key is None:
+            return fact.id
+        yield from self._hold([key])
+        holder = self._holders[key]
+        if holder is not None:
+            return holder
+        if change.id_given:
+            return fact.id
+        # The id of a singleton follows from its key, so that two who create it at once mean the same fact
+        # and the vector prepared for it stays right whoever wins.
+        fact_id = singleton_id(key)
+        yield from self._stand([fact_id])
+        return fact_id if self._standing[fact_id].fact is None else fact.id
+
+    def _patch(self, change: Patch) -> Plan[list[str]]:
+        before = yield from self._live(change.fact_id)
+        expect(change.expected_version, change.fact_id, before)
+        self.rules.refuse_change(before)
+        changed = before.model_copy(
+            update={
+                "payload": {**before.payload, **change.payload},
+                "source": change.source if change.source is not None else before.source,
+                "ts": self.now,
+            }
+        )
+        after = self.rules.admit(changed)
+        by = replace(change.by, session_id=change.by.session_id or before.session_id)
+        yield from self._record(Operation.UPDATE, before.id, after, by, change.idempotency_key)
+        return [before.id]
+
+    def _drop(self, change: Drop) -> Plan[list[str]]:
+        before = yield from self._live(change.fact_id)
+        expect(change.expected_version, change.fact_id, before)
+        self.rules.refuse_change(before)
+        by = replace(change.by, session_id=change.by.session_id or before.session_id)
+        yield from self._record(Operation.DELETE, before.id, None, by, change.idempotency_key)
+        return [before.id]
+
+    def _promote(self, change: Promote) -> Plan[list[str]]:
+        facts = yield from self._ephemeral(change.session_id)
+        if change.ids is not None:
+            chosen = {fact.id: fact for fact in facts}
+            strangers = [fact_id for fact_id in change.ids if fact_id not in chosen]
+            if strangers:
+                raise FactNotFound(
+                    f"session {change.session_id!r} has no ephemeral fact {', '.join(strangers)} to promote"
+                )
+            facts = [chosen[fact_id] for fact_id in change.ids]
+        for fact in facts:
+            after = fact.model_copy(update={"ephemeral": False})
+            yield from self._record(Operation.PROMOTE, fact.id, after, change.by)
+        return [fact.id for fact in facts]
+
+    def _discard(self, change: Discard) -> Plan[list[str]]:
+        facts = yield from self._ephemeral(change.session_id)
+        for fact in facts:
+            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)
+        return [fact.id for fact in facts]
+
+    def _rollback(self, change: Rollback) -> Plan[list[str]]:
+        if self.entries:
+            raise ValidationFailed("rollback: inside a transaction that has changes; leave it without them instead")
+        transactions = yield from Steps(change.session_id, change.steps)
+        touched: list[str] = []
+        for tx in transactions:
+            for undone in (yield from ReadLog(tx=tx)):  # newest first
+                yield from self._undo(undone, change.by)
+                touched.append(undone.fact_id)
+        self.undone += transactions
+        return list(dict.fromkeys(touched))
+
+    def _undo(self, undone: Entry, by: By) -> Plan[None]:
+        yield from self._stand([undone.fact_id])
+        standing = self._standing[undone.fact_id]
+        if standing.head != undone.seq:
+            (later,) = yield from ReadLog(seqs=(standing.head or 0,), limit=1)
+            raise ConflictError(
+                f"rollback: fact {undone.fact_id} was changed later by session {later.session_id!r} "
+                f"(log entry {later.seq}, {later.op}); undoing entry {undone.seq} would lose that change"
+            )
+        before = undone.before
+        key = None if before is None else single(before)
+        if key is not None and before is not None:
+            yield from self._hold([key])
+            holder = self._holders[key]
+            if holder is not None and holder != before.id:
+                raise ConflictError(
+                    f"rollback: fact {before.id} would again hold {key[0]!r} key {key[2]}, which fact {holder} "
+                    f"of session {(yield from self._session_of(holder))!r} holds now"
+                )
+        by = replace(by, session_id=undone.session_id)
+        yield from self._record(Operation.ROLLBACK, undone.fact_id, before, by, undoes=undone)
+
+    def _session_of(self, fact_id: str) -> Plan[str | None]:
+        yield from self._stand([fact_id])
+        fact = self.fact(fact_id)
+        return fact.session_id if fact else None
+
+    def _live(self, fact_id: str) -> Plan[Fact]:
+        yield from self._stand([fact_id])
+        fact = self.fact(fact_id)
+        if fact is None:
+            raise FactNotFound(f"there is no live fact with id {fact_id!r}")
+        return fact
+
+    def _ephemeral(self, session_id: str) -> Plan[list[Fact]]:
+        facts = yield from Find(Query(session_id=session_id, ephemeral=True))
+        yield from self._stand(fact.id for fact in facts)
+        known = dict.fromkeys([fact.id for fact in facts] + list(self._standing))
+        return [
+            fact
+            for fact_id in known
+            if (fact := self.fact(fact_id)) is not None and fact.ephemeral and fact.session_id == session_id
+        ]
+
+    def _record(
+        self,
+        op: Operation,
+        fact_id: str,
+        after: Fact | None,
+        by: By,
+        idempotency_key: str | None = None,
+        undoes: Entry | None = None,
+    ) -> Plan[None]:
+        standing = self._standing[fact_id]
+        version = standing.version + 1
+        if after is not None:
+            after = after.model_copy(update={"version": version})
+            key = single(after)
+            if key is not None:
+                yield from self._hold([key])
+                holder = self._holders[key]
+                if holder is not None and holder != fact_id:
+                    raise ConflictError(f"type {key[0]!r}: fact {holder} already holds the singleton key {key[2]}")
+        before = standing.fact
+        if before is not None and (old := single(before)) is not None:
+            self._holders[old] = None
+        if after is not None and (new := single(after)) is not None:
+            self._holders[new] = fact_id
+        entry = Entry.model_construct(
+            seq=-1 - len(self.entries),
+            tx=self.tx,
+            op=op,
+            fact_id=fact_id,
+            version=version,
+            before=before,
+            after=after,
+            session_id=by.session_id,
+            actor=by.actor,
+            reason=by.reason,
+            ts=self.now,
+            idempotency_key=idempotency_key,
+            undoes=None if undoes is None else undoes.seq,
+            base=standing.head if undoes is None else undoes.base,
+            cause=by.cause,
+        )
+        self.entries.append(entry)
+        if undoes is None:
+            self._sessions.add(by.session_id)
+        self._standing[fact_id] = Standing(after, version, entry.head)
+
+    def append(self) -> Plan[list[Entry]]:
+        """Write what was decided; the entries under their final seqs."""
+        if not self.entries:
+            return []
+        first = yield from Reserve(len(self.entries))
+        entries = [
+            # until now an entry of this transaction was known by -1, -2, ...
+            entry.model_copy(
+                update={
+                    "seq": first + i,
+                    "base": first - 1 - entry.base if entry.base is not None and entry.base < 0 else entry.base,
+                }
+            )
+            for i, entry in enumerate(self.entries)
+        ]
+        yield from Append(tuple(entries), step=self.step, undone=tuple(self.undone))
+        return entries
+
+
+def single(fact: Fact) -> Single | None:
+    return None if fact.singleton is None else (fact.type, fact.namespace, fact.singleton)
+
+
+def singleton_id(key: Single) -> str:
+    return str(uuid.uuid5(_SINGLETONS, canonical([key[0], list(key[1]), key[2]])))
+
+
+def expect(version: int | None, fact_id: str, before: Fact | None) -> None:
+    """Compare-and-set: 0 expects that there is no such fact."""
+    actual = 0 if before is None else before.version
+    if version is not None and version != actual:
+        raise ConflictError(f"fact {fact_id}: expected version {version}, but it is at version {actual}")

@@ -1,0 +1,302 @@
+"""What may be stored: types, constraints, payloads, filters. Pure functions of their arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+
+from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
+from memstate_langgraph.facts import Fact, Namespace
+
+RESERVED = "langgraph."
+"""Types that only the checkpointer writes."""
+
+MAX_DEPTH = 100
+MAX_NAME = 512
+MAX_PAYLOAD = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What holds for all facts of a type.
+
+    `singleton_key` names a payload field: one live fact per type, namespace and value of that field; a
+    second commit updates it and keeps its id. `immutable` refuses changes with `ConflictError`.
+    """
+
+    singleton_key: str | None = None
+    immutable: bool = False
+
+
+NO_CONSTRAINT = Constraint()
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    typename: str
+    model: type[BaseModel]
+    constraint: Constraint
+
+
+class Rules:
+    """The registered types of a store."""
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self._schemas: dict[str, Schema] = {}
+        self._names: dict[type[BaseModel], str] = {}
+
+    def register(self, typename: str, model: type[BaseModel], constraint: Constraint | None) -> None:
+        check_typename(typename)
+        if not (isinstance(cast("object", model), type) and issubclass(model, BaseModel)):
+            raise ValidationFailed(f"type {typename!r}: model must be a pydantic BaseModel class, not {model!r}")
+        constraint = constraint or NO_CONSTRAINT
+        key = constraint.singleton_key
+        if key is not None and key not in model.model_fields:
+            fields = ", ".join(model.model_fields)
+            raise ValidationFailed(
+                f"type {typename!r}: singleton_key {key!r} is no field of {model.__name__} (it has: {fields})"
+            )
+        self._schemas[typename] = Schema(typename, model, constraint)
+        self._names[model] = typename
+
+    def __contains__(self, typename: object) -> bool:
+        return typename in self._schemas
+
+    def __iter__(self) -> Iterator[Schema]:
+        return iter(self._schemas.values())
+
+    def schema(self, typename: str) -> Schema | None:
+        return self._schemas.get(typename)
+
+    def typename_of(self, model: BaseModel) -> str:
+        try:
+            return self._names[type(model)]
+        except KeyError:
+            name = type(model).__name__
+            raise MemoryStoreError(
+                f"model class {name!r} is not registered: call register_schema('a_type_name', {name}) first"
+            ) from None
+
+    def constraint(self, typename: str) -> Constraint:
+        schema = self._schemas.get(typename)
+        return schema.constraint if schema else NO_CONSTRAINT
+
+    def admit(self, fact: Fact) -> Fact:
+        """The fact as it may be stored: payload validated and in plain JSON, singleton key filled in."""
+        check_typename(fact.type)
+        check_text(fact.id, "id")
+        check_namespace(fact.namespace)
+        for name, text in (("session_id", fact.session_id), ("source", fact.source)):
+            if text is not None:
+                check_text(text, name)
+        schema = self._schemas.get(fact.type)
+        if schema is None and self.strict:
+            known = ", ".join(sorted(self._schemas)) or "none"
+            raise ValidationFailed(f"type {fact.type!r} is not registered (registered: {known}); this store is strict")
+        payload = fact.payload
+        if schema is not None:
+            try:
+                payload = schema.model.model_validate(payload).model_dump(mode="json")
+            except ValidationError as error:
+                raise ValidationFailed(explain(fact.type, error)) from error
+            except RecursionError as error:
+                raise ValidationFailed(f"type {fact.type!r}: the payload is nested too deeply") from error
+        payload = plain_json(payload, f"type {fact.type!r}: payload")
+        key = self.constraint(fact.type).singleton_key
+        value = None if key is None else payload.get(key)
+        singleton = None if value is None else canonical(value)
+        if singleton is not None and len(singleton) > MAX_NAME:
+            raise ValidationFailed(f"type {fact.type!r}: singleton key {key!r} is longer than {MAX_NAME} characters")
+        return fact.model_copy(update={"payload": payload, "singleton": singleton})
+
+    def refuse_change(self, fact: Fact) -> None:
+        """Raise `ConflictError` if facts of this type may not change."""
+        if self.constraint(fact.type).immutable:
+            raise ConflictError(
+                f"Immutable constraint violation: fact {fact.id} of type {fact.type!r} cannot be changed or deleted"
+            )
+
+
+def explain(typename: str, error: ValidationError) -> str:
+    """Pydantic's findings in one line a person or a model can act on."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    parts = [f"field {'.'.join(str(p) for p in found['loc']) or '(whole)'}: {found['msg']}" for found in problems]
+    return f"type {typename!r}: " + "; ".join(parts)
+
+
+def canonical(value: Any) -> str:
+    """JSON in which equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def plain_json(value: Any, where: str) -> Any:
+    """A copy made of dict, list, str, int, float, bool and None, the same in every storage.
+
+    Raises `ValidationFailed` with the path of the first part that JSON or a storage cannot carry.
+    """
+    size = 0
+
+    def walk(value: Any, where: str, depth: int) -> Any:
+        nonlocal size
+        if depth > MAX_DEPTH:
+            raise ValidationFailed(f"{where}: nested more than {MAX_DEPTH} levels deep")
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, str):
+            check_characters(value, where)
+            size += len(value)
+            if size > MAX_PAYLOAD:
+                raise ValidationFailed(f"{where}: the payload is larger than {MAX_PAYLOAD} characters")
+            return str(value)
+        if isinstance(value, int):
+            if value.bit_length() > 1024:
+                raise ValidationFailed(f"{where}: an integer of {value.bit_length()} bits is too large")
+            return int(value)
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValidationFailed(f"{where}: {value} is not a JSON number")
+            return float(value)
+        if isinstance(value, Mapping):
+            result = {}
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise ValidationFailed(f"{where}: the key {key!r} is not a string")
+                check_characters(key, where)
+                result[key] = walk(item, f"{where}.{key}", depth + 1)
+            return result
+        if isinstance(value, list | tuple):
+            return [walk(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+        raise ValidationFailed(f"{where}: {type(value).__name__} is not JSON; register a pydantic model for the type")
+
+    return walk(value, where, 0)
+
+
+def check_characters(text: str, where: str) -> None:
+    if "\x00" in text:
+        raise ValidationFailed(f"{where}: contains a NUL character, which databases cannot store")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValidationFailed(f"{where}: contains a lone surrogate, which is not text") from error
+
+
+def check_text(text: object, where: str) -> None:
+    if not isinstance(text, str) or not text:
+        raise ValidationFailed(f"{where}: must be a non-empty string, not {text!r}")
+    if len(text) > MAX_NAME:
+        raise ValidationFailed(f"{where}: is longer than {MAX_NAME} characters")
+    check_characters(text, where)
+
+
+def check_typename(typename: object) -> None:
+    check_text(typename, "type")
+    if str(typename).startswith(RESERVED):
+        raise ValidationFailed(f"type {typename!r}: names that begin with {RESERVED!r} belong to the checkpointer")
+
+
+def check_namespace(namespace: Namespace) -> None:
+    if not isinstance(namespace, tuple):
+        raise ValidationFailed(f"namespace: must be a tuple of strings, not {namespace!r}")
+    for part in namespace:
+        check_text(part, "namespace")
+
+
+def check_count(value: object, where: str, least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValidationFailed(f"{where}: must be a whole number of at least {least}, not {value!r}")
+
+
+# --- filters
+
+_MISSING = object()
+_FIELDS = ("id", "type", "session_id", "source", "version", "ephemeral", "ts", "namespace")
+
+
+def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Filters as the matcher takes them.
+
+    Keys are fields of a fact or paths into its payload (`payload.address.city`); values are equal to, or
+    operators: `$eq $ne $gt $gte $lt $lte $in $nin $exists`.
+    """
+    if filters is None:
+        return {}
+    if not isinstance(filters, Mapping):
+        raise ValidationFailed(f"filters: must be a dict, not {filters!r}")
+    for key, wanted in filters.items():
+        if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):
+            raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(_FIELDS)}")
+        if _is_operators(wanted):
+            for name, operand in wanted.items():
+                if name not in _OPERATORS:
+                    raise ValidationFailed(f"filters: unknown operator {name!r} for {key!r}")
+                if name in ("$in", "$nin") and (isinstance(operand, str) or not isinstance(operand, Sequence)):
+                    raise ValidationFailed(f"filters: {name} for {key!r} takes a list")
+    return dict(filters)
+
+
+def matches(fact: Fact, filters: Mapping[str, Any]) -> bool:
+    for key, wanted in filters.items():
+        value = _value(fact, key)
+        if _is_operators(wanted):
+            if not all(_OPERATORS[name](value, operand) for name, operand in wanted.items()):
+                return False
+        elif not _equal(value, wanted):
+            return False
+    return True
+
+
+def _is_operators(wanted: object) -> bool:
+    return (
+        isinstance(wanted, Mapping) and bool(wanted) and all(isinstance(k, str) and k.startswith("$") for k in wanted)
+    )
+
+
+def _value(fact: Fact, key: str) -> Any:
+    head, *path = key.split(".")
+    value: Any = getattr(fact, head)
+    for part in path:
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    if value is _MISSING or value is None:
+        return wanted is None
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    if isinstance(value, tuple):
+        return isinstance(wanted, list | tuple) and list(value) == list(wanted)
+    return bool(value == wanted)
+
+
+def _compare(value: Any, operand: Any) -> int | None:
+    numbers = isinstance(value, int | float) and isinstance(operand, int | float)
+    if isinstance(value, bool) or isinstance(operand, bool):
+        return None
+    if not numbers and (type(value) is not type(operand) or value is _MISSING):
+        return None
+    try:
+        return int(value > operand) - int(value < operand)
+    except TypeError:
+        return None
+
+
+_OPERATORS: dict[str, Any] = {
+    "$eq": _equal,
+    "$ne": lambda v, o: not _equal(v, o),
+    "$gt": lambda v, o: _compare(v, o) == 1,
+    "$gte": lambda v, o: _compare(v, o) in (0, 1),
+    "$lt": lambda v, o: _compare(v, o) == -1,
+    "$lte": lambda v, o: _compare(v, o) in (0, -1),
+    "$in": lambda v, o: any(_equal(v, item) for item in o),
+    "$nin": lambda v, o: not any(_equal(v, item) for item in o),
+    "$exists": lambda v, o: (v is not _MISSING) is bool(o),
+}

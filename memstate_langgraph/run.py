@@ -1,0 +1,124 @@
+"""The drivers: the only place where sync and async differ.
+
+`drive` answers what a plan asks inside one transaction. `perform` runs a flow: what happens between
+transactions, where vector stores and hooks are called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from memstate_langgraph.ops import Work
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
+    try:
+        question = next(plan)
+        while True:
+            question = plan.send(answer(question))
+    except StopIteration as done:
+        result: R = done.value
+        return result
+
+
+async def adrive(plan: Generator[Q, Any, R], answer: Callable[[Q], Awaitable[Any]]) -> R:
+    try:
+        question = next(plan)
+        while True:
+            question = plan.send(await answer(question))
+    except StopIteration as done:
+        result: R = done.value
+        return result
+
+
+class Storage(Protocol):
+    """Runs plans, each in a transaction of its own: all of it or nothing, again from the top on contention."""
+
+    def run(self, work: Work[R]) -> R: ...
+
+    def close(self) -> None: ...
+
+    def aio(self) -> AsyncStorage:
+        """The same data through the async door."""
+        ...
+
+
+class AsyncStorage(Protocol):
+    """A `Storage` whose calls are awaited."""
+
+    async def run(self, work: Work[R]) -> R: ...
+
+    async def close(self) -> None: ...
+
+    def sync(self) -> Storage:
+        """The same data through the sync door, for threads that run no event loop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call out of the store, never inside a transaction: `method` through the sync door, `amethod` async."""
+
+    target: Any
+    method: str
+    args: tuple[Any, ...]
+
+
+Step = Work[Any] | Call
+Flow = Generator[Step, Any, R]
+"""Yields transactions and calls, is sent their results, and has what they raise thrown in."""
+
+
+def perform(flow: Flow[R], storage: Storage) -> R:
+    def answer(step: Step) -> Any:
+        if isinstance(step, Work):
+            return storage.run(step)
+        return getattr(step.target, step.method)(*step.args)
+
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = answer(step)
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as done:
+        value: R = done.value
+        return value
+
+
+async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
+    async def answer(step: Step) -> Any:
+        if isinstance(step, Work):
+            return await storage.run(step)
+        return await getattr(step.target, "a" + step.method)(*step.args)
+
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = await answer(step)
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as done:
+        value: R = done.value
+        return value
+
+
+async def acall(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a hook of either kind from the async door; a sync one runs in a thread."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 -- asks what calling it gives, not whether it can be called
+        return await function(*args)
+    result = await asyncio.to_thread(function, *args)
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,209 @@
+"""Hooks that keep a vector store in step with the facts, over any LangChain `VectorStore`.
+
+A hook says which text of a fact is embedded and speaks to the vector store. When vectors are written,
+shown and removed is decided in `flows`, by the protocol that CONTRIBUTING describes.
+
+Whoever queries the vector store directly sees also vectors that are being written or not yet removed.
+Their metadata carries `fact_id`, `type`, `namespace` and the chosen fields.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.facts import Fact, Namespace
+from memstate_langgraph.rules import canonical, check_text
+
+if TYPE_CHECKING:
+    from langchain_core.documents import Document
+    from langchain_core.vectorstores import VectorStore
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What of a fact goes into the vector store."""
+
+    text: str
+    metadata: tuple[tuple[str, str | int | float | bool], ...]
+
+
+Hits = list[tuple[str, float]]
+"""Vector ids and their relevance, best first."""
+
+VECTOR_ID = "memstate_vector_id"
+
+
+class VectorStoreSyncHook:
+    """Keeps a LangChain vector store in step with facts, atomically with their commit.
+
+    The text is `payload[text_field]`, or what `text_formatter(fact)` returns; a fact without text is kept
+    but not searchable. `metadata_fields` are payload fields copied to the vector's metadata. Without
+    `target_types` all types are embedded.
+
+    Seconds: `lease` is how long preparing one transaction's vectors may take before it is given up;
+    `grace` how long a replaced vector stays for searches that began before, and so the longest a search
+    may take; `late` how long after a failed write its vectors may still arrive and are removed again.
+    `name` tells collections apart in the store's books; give one if two hooks would share theirs.
+    """
+
+    doors = frozenset({"sync", "async"})
+
+    def __init__(
+        self,
+        vector_store: VectorStore,
+        text_field: str | None = None,
+        metadata_fields: Sequence[str] = (),
+        target_types: Sequence[str] | None = None,
+        text_formatter: Callable[[Fact], str | None] | None = None,
+        *,
+        name: str | None = None,
+        lease: float = 120.0,
+        grace: float = 60.0,
+        late: float = 300.0,
+    ) -> None:
+        if (text_field is None) == (text_formatter is None):
+            raise ValidationFailed("hook: give either text_field or text_formatter, which say what text to embed")
+        for label, seconds in (("lease", lease), ("grace", grace), ("late", late)):
+            if not seconds >= 0 or not math.isfinite(seconds):
+                raise ValidationFailed(f"hook: {label} must be seconds, not {seconds!r}")
+        if isinstance(metadata_fields, str) or isinstance(target_types, str):
+            raise ValidationFailed("hook: metadata_fields and target_types are lists of names, not one string")
+        self.vector_store = vector_store
+        self.text_field = text_field
+        self.metadata_fields = tuple(metadata_fields)
+        self.target_types = None if target_types is None else frozenset(target_types)
+        self.text_formatter = text_formatter
+        self.name = name if name is not None else self._default_name()
+        check_text(self.name, "hook name")
+        self.lease, self.grace, self.late = lease, grace, late
+
+    def _default_name(self) -> str:
+        collection = getattr(self.vector_store, "_collection_name", None) or getattr(
+            self.vector_store, "collection_name", None
+        )
+        kind = type(self.vector_store).__name__
+        return f"{kind}:{collection}" if isinstance(collection, str) else kind
+
+    # --- facts to texts
+
+    def text_of(self, fact: Fact) -> Text | None:
+        """What to embed for a fact, or None if it is not to be found by meaning."""
+        if self.target_types is not None and fact.type not in self.target_types:
+            return None
+        value = self.text_formatter(fact) if self.text_formatter else fact.payload.get(str(self.text_field))
+        if value is None:
+            return None
+        text = value if isinstance(value, str) else canonical(value)
+        if not text.strip():
+            return None
+        metadata: dict[str, str | int | float | bool] = {}
+        for name in self.metadata_fields:
+            field = fact.payload.get(name)
+            if field is not None:
+                metadata[name] = field if isinstance(field, str | int | float | bool) else canonical(field)
+        metadata.update(fact_id=fact.id, type=fact.type, namespace=canonical(list(fact.namespace)))
+        return Text(text, tuple(metadata.items()))
+
+    # --- the vector store, sync and async; the async methods are LangChain's own
+
+    def upsert(self, items: Sequence[tuple[str, Text]]) -> None:
+        self.vector_store.add_documents(documents(items), ids=[vector_id for vector_id, _ in items])
+
+    async def aupsert(self, items: Sequence[tuple[str, Text]]) -> None:
+        await self.vector_store.aadd_documents(documents(items), ids=[vector_id for vector_id, _ in items])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        self.vector_store.delete(list(ids))
+
+    async def adelete(self, ids: Sequence[str]) -> None:
+        await self.vector_store.adelete(list(ids))
+
+    def search(self, query: str, k: int, typename: str | None, namespace: Namespace | None) -> Hits:
+        options = self._where(typename, namespace)
+        with _quiet():
+            try:
+                found = self.vector_store.similarity_search_with_relevance_scores(query, k, **options)
+            except NotImplementedError:  # a store that has no scale of its own returns similarities
+                found = self.vector_store.similarity_search_with_score(query, k, **options)
+        return hits(found)
+
+    async def asearch(self, query: str, k: int, typename: str | None, namespace: Namespace | None) -> Hits:
+        options = self._where(typename, namespace)
+        with _quiet():
+            try:
+                found = await self.vector_store.asimilarity_search_with_relevance_scores(query, k, **options)
+            except NotImplementedError:
+                found = await self.vector_store.asimilarity_search_with_score(query, k, **options)
+        return hits(found)
+
+    def ids(self) -> list[str] | None:
+        """All ids that the vector store holds, or None if it cannot say."""
+        store: Any = self.vector_store
+        if hasattr(store, "_collection") and hasattr(store, "get"):  # Chroma
+            return list(store.get(include=[])["ids"])
+        if isinstance(getattr(store, "store", None), dict):  # LangChain's InMemoryVectorStore
+            return list(store.store)
+        if isinstance(getattr(store, "index_to_docstore_id", None), dict):  # FAISS
+            return list(store.index_to_docstore_id.values())
+        return None
+
+    async def aids(self) -> list[str] | None:
+        import asyncio
+
+        return await asyncio.to_thread(self.ids)
+
+    def _where(self, typename: str | None, namespace: Namespace | None) -> dict[str, Any]:
+        """Narrow the search in the vector store where its filter language is known; flows check again."""
+        if not hasattr(self.vector_store, "_collection"):
+            return {}
+        where = chroma_where(typename, namespace)
+        return {} if where is None else {"filter": where}
+
+
+class AsyncVectorStoreSyncHook(VectorStoreSyncHook):
+    """`VectorStoreSyncHook` for an `AsyncMemoryStore` only, over a vector store that has no sync door."""
+
+    doors = frozenset({"async"})
+
+
+def chroma_where(typename: str | None, namespace: Namespace | None) -> dict[str, Any] | None:
+    parts: list[dict[str, Any]] = []
+    if typename is not None:
+        parts.append({"type": typename})
+    if namespace is not None:
+        parts.append({"namespace": canonical(list(namespace))})
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return {"$and": parts}
+
+
+def documents(items: Sequence[tuple[str, Text]]) -> list[Document]:
+    from langchain_core.documents import Document
+
+    # The id is in the metadata as well: not every adapter gives it back with its hits.
+    return [
+        Document(id=vector_id, page_content=text.text, metadata={**dict(text.metadata), VECTOR_ID: vector_id})
+        for vector_id, text in items
+    ]
+
+
+def hits(found: Sequence[tuple[Document, float]]) -> Hits:
+    """Hits by their ids; a score that is no number ranks last."""
+    result = [
+        (str(document.metadata.get(VECTOR_ID) or document.id), float(score) if math.isfinite(score) else -math.inf)
+        for document, score in found
+    ]
+    return sorted(result, key=lambda hit: -hit[1])
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 -- reads as a statement at its uses
+    """LangChain warns of relevance scores outside 0..1, which some distances give; order is what counts."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="Relevance scores must be between")
