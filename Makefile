@@ -1,0 +1,39 @@
+# Each target does its own set-up: Python 3.11 or newer, make and git are all that a machine needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint types layers torture bench clean
+
+demo: $(READY)  ## the main job, in under a minute
+	$(BIN)/python examples/quickstart.py
+
+test: $(READY) lint types layers  ## what CI runs
+	$(BIN)/python -m pytest -n auto
+
+torture: $(READY)  ## kills, histories and mutants, for many minutes
+	$(BIN)/python -m pytest -m long -n 0 -s
+
+bench: $(READY)  ## side by side with the peers
+	$(BIN)/python -m benchmarks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local]" --group dev
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-files .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
