@@ -100,8 +100,8 @@ class Transaction:
 
 
 @reads
-def preview(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
-    return (yield from decided(changes, draft))
+def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[Draft]:
+    return (yield from decided(changes, new_draft()))
 
 
 def decided(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
@@ -249,7 +249,7 @@ class Core:
         )
         change = replace(change, by=by)
         # Decided now, so that errors are raised where they are made and ids are known; again at the end.
-        trial: Draft = yield preview([change], transaction.draft.copy())
+        trial: Draft = yield preview([change], transaction.draft.copy)
         transaction.draft = trial
         transaction.changes.append(change)
         return trial.results[-1]
@@ -257,15 +257,16 @@ class Core:
     def write(self, changes: Sequence[Change]) -> Flow[tuple[Draft, list[Entry]]]:
         prepared: dict[tuple[str, str], Prepared] = {}
         approved: list[Any] | None = None
+        new_draft = self.new_draft().copy  # one time and one tx for all attempts
         if self.vectors or self.vetoes:
-            draft = yield preview(changes, self.new_draft())
+            draft = yield preview(changes, new_draft)
             approved = yield from self._prepare(draft, prepared)
         for _ in range(ATTEMPTS):
             now = time.time()
             grace = max((hook.grace for hook in self.vectors), default=0.0)
             try:
                 draft, entries = yield commit(
-                    changes, self.new_draft, self.wanted, prepared, approved, now + grace, now
+                    changes, new_draft, self.wanted, prepared, approved, now + grace, now
                 )
             except Exception:
                 yield from self._give_up(prepared)
