@@ -10,34 +10,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memstate_langgraph.backends.sqlite import (
-        AsyncInMemoryStorage,
-        AsyncSQLiteStorage,
-        InMemoryStorage,
-        SQLiteStorage,
+        AsyncInMemoryStorage as AsyncInMemoryStorage,
+        AsyncSQLiteStorage as AsyncSQLiteStorage,
+        InMemoryStorage as InMemoryStorage,
+        SQLiteStorage as SQLiteStorage,
     )
-    from memstate_langgraph.care import Report
-    from memstate_langgraph.embeddings import LocalEmbeddings
+    from memstate_langgraph.care import Report as Report
+    from memstate_langgraph.embeddings import LocalEmbeddings as LocalEmbeddings
     from memstate_langgraph.errors import (
-        ConflictError,
-        DamagedCheckpoint,
-        FactNotFound,
-        HookError,
-        LeaseLost,
-        MemoryStoreError,
-        ScopeError,
-        StorageBusy,
-        StorageClosed,
-        StorageError,
-        ValidationFailed,
+        ConflictError as ConflictError,
+        DamagedCheckpoint as DamagedCheckpoint,
+        FactNotFound as FactNotFound,
+        HookError as HookError,
+        LeaseLost as LeaseLost,
+        MemoryStoreError as MemoryStoreError,
+        ScopeError as ScopeError,
+        StorageBusy as StorageBusy,
+        StorageClosed as StorageClosed,
+        StorageError as StorageError,
+        ValidationFailed as ValidationFailed,
     )
-    from memstate_langgraph.facts import Cause, Entry, Fact, Operation, ScoredFact
-    from memstate_langgraph.integrations.chroma import AsyncChromaSyncHook, ChromaSyncHook
-    from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
-    from memstate_langgraph.nodes import RecallNode, RememberNode, RollbackNode
-    from memstate_langgraph.rules import Constraint
-    from memstate_langgraph.saver import MemStateCheckpointer
-    from memstate_langgraph.tools import create_memory_tools
-    from memstate_langgraph.vectors import AsyncVectorStoreSyncHook, VectorStoreSyncHook
+    from memstate_langgraph.facts import (
+        Cause as Cause,
+        Entry as Entry,
+        Fact as Fact,
+        Operation as Operation,
+        ScoredFact as ScoredFact,
+    )
+    from memstate_langgraph.integrations.chroma import (
+        AsyncChromaSyncHook as AsyncChromaSyncHook,
+        ChromaSyncHook as ChromaSyncHook,
+    )
+    from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.nodes import (
+        RecallNode as RecallNode,
+        RememberNode as RememberNode,
+        RollbackNode as RollbackNode,
+    )
+    from memstate_langgraph.rules import Constraint as Constraint
+    from memstate_langgraph.saver import MemStateCheckpointer as MemStateCheckpointer
+    from memstate_langgraph.tools import create_memory_tools as create_memory_tools
+    from memstate_langgraph.vectors import (
+        AsyncVectorStoreSyncHook as AsyncVectorStoreSyncHook,
+        VectorStoreSyncHook as VectorStoreSyncHook,
+    )
 
 _HOMES = {
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
