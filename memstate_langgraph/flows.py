@@ -265,9 +265,7 @@ class Core:
             now = time.time()
             grace = max((hook.grace for hook in self.vectors), default=0.0)
             try:
-                draft, entries = yield commit(
-                    changes, new_draft, self.wanted, prepared, approved, now + grace, now
-                )
+                draft, entries = yield commit(changes, new_draft, self.wanted, prepared, approved, now + grace, now)
             except Exception:
                 yield from self._give_up(prepared)
                 raise
