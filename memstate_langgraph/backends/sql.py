@@ -7,57 +7,14 @@ async, can execute it. Statements are written with `?` for parameters; a dialect
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 from memstate_langgraph import ops
+from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Scan, Sql, Statements
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
 from memstate_langgraph.rules import matches
-
-R = TypeVar("R")
-Row = tuple[Any, ...]
-
-
-class Sql(NamedTuple):
-    """One statement; the answer is its rows."""
-
-    text: str
-    parameters: Sequence[Any] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One statement for many rows of parameters; no answer."""
-
-    text: str
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """A statement whose rows are wanted one at a time; the answer is an iterable to read before the next."""
-
-    text: str
-    parameters: Sequence[Any] = ()
-
-
-Statement = Sql | Batch | Scan
-Statements = Generator[Statement, Any, R]
-
-
-class Dialect(Protocol):
-    """What differs between the SQL databases."""
-
-    def among(self, column: str) -> str:
-        """A condition that the column's value is in the list bound to one parameter."""
-        ...
-
-    def listed(self, values: Iterable[Any]) -> Any:
-        """A list as that one parameter."""
-        ...
-
 
 # --- rows and values
 
@@ -169,8 +126,8 @@ _VECTOR = "id, collection, fact_id, state, due, born, died, late"
 
 
 def _vector(row: Row) -> Vector:
-    *columns, late = row
-    return Vector(*columns, late=bool(late))
+    vector_id, index, fact_id, state, due_at, born, died, late = row
+    return Vector(vector_id, index, fact_id, state, due_at, born, died, bool(late))
 
 
 # --- facts and log
@@ -397,8 +354,6 @@ def expunge(op: ops.Expunge, d: Dialect) -> Statements[None]:
     yield Sql(f"DELETE FROM vectors WHERE {d.among('id')}", (d.listed(op.ids),))
 
 
-Answer = Callable[[Any, Dialect], Statements[Any]]
-
 ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.Load: load,
     ops.Holders: holders,
@@ -417,4 +372,5 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.Hydrate: hydrate,
     ops.ReadVectors: read_vectors,
     ops.Expunge: expunge,
+    **CHECKPOINT_ANSWERS,
 }

@@ -20,7 +20,8 @@ from typing import Any, Literal, TypeVar
 import aiosqlite
 
 from memstate_langgraph import ops
-from memstate_langgraph.backends.sql import ANSWERS, Batch, Sql, Statement, json_text
+from memstate_langgraph.backends.sql import ANSWERS, json_text
+from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import drive
@@ -318,6 +319,11 @@ class AsyncSQLiteStorage:
         return SQLiteStorage.over(self.engine)
 
 
+class _Thread(aiosqlite.Connection):
+    def __del__(self) -> None:
+        """Nothing to close: the connection is the engine's. aiosqlite would warn, and need a running loop."""
+
+
 class _Worker:
     """An aiosqlite thread that runs whole plans.
 
@@ -328,7 +334,7 @@ class _Worker:
 
     def __init__(self, engine: SQLiteEngine) -> None:
         self._engine = engine
-        self._connection = aiosqlite.Connection(lambda: engine.writer, iter_chunk_size=64)
+        self._connection = _Thread(lambda: engine.writer, iter_chunk_size=64)
         self._connection._connection = engine.writer
         self._connection._thread.daemon = True  # a forgotten close() must not keep the process alive
         self._connection._thread.start()

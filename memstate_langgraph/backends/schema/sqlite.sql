@@ -72,3 +72,59 @@ CREATE TABLE vectors (
 CREATE INDEX vectors_live ON vectors (fact_id) WHERE state = 'live';
 CREATE INDEX vectors_due ON vectors (due) WHERE state <> 'live';
 CREATE INDEX vectors_collection ON vectors (collection, id);
+
+-- LangGraph's checkpoints without their channel values, which are shared between checkpoints.
+CREATE TABLE checkpoints (
+    thread_id       TEXT NOT NULL,
+    checkpoint_ns   TEXT NOT NULL,
+    checkpoint_id   TEXT NOT NULL,
+    parent_id       TEXT,
+    run_id          TEXT,
+    kind            TEXT NOT NULL,
+    body            BLOB NOT NULL,
+    metadata_kind   TEXT NOT NULL,
+    metadata        BLOB NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+) WITHOUT ROWID;
+CREATE INDEX checkpoints_by_id ON checkpoints (thread_id, checkpoint_id);
+CREATE INDEX checkpoints_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
+
+-- The value of a channel at a version, as pieces of chunks.
+CREATE TABLE channel_values (
+    thread_id       TEXT NOT NULL,
+    checkpoint_ns   TEXT NOT NULL,
+    channel         TEXT NOT NULL,
+    version         TEXT NOT NULL,
+    kind            TEXT NOT NULL,
+    pieces          BLOB NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
+) WITHOUT ROWID;
+
+-- Bytes that were new when they were stored. A copied thread shares the pool of the thread it came from.
+CREATE TABLE chunks (
+    pool    BLOB NOT NULL,
+    id      BLOB NOT NULL,
+    cipher  TEXT,
+    packed  INTEGER NOT NULL,
+    data    BLOB NOT NULL,
+    PRIMARY KEY (pool, id)
+) WITHOUT ROWID;
+CREATE TABLE threads (
+    thread_id   TEXT PRIMARY KEY,
+    pool        BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX threads_pool ON threads (pool);
+
+-- What tasks wrote, waiting for the step that applies it.
+CREATE TABLE writes (
+    thread_id       TEXT NOT NULL,
+    checkpoint_ns   TEXT NOT NULL,
+    checkpoint_id   TEXT NOT NULL,
+    task_id         TEXT NOT NULL,
+    idx             INTEGER NOT NULL,
+    task_path       TEXT NOT NULL,
+    channel         TEXT NOT NULL,
+    kind            TEXT NOT NULL,
+    value           BLOB NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+) WITHOUT ROWID;

@@ -1,0 +1,205 @@
+"""The ops about checkpoints as SQL statements, once for all SQL dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memstate_langgraph import checkpoint_ops as ops
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, Statements
+from memstate_langgraph.ops import Op
+
+_CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata"
+_WRITE = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, kind, value"
+_VALUE = "thread_id, checkpoint_ns, channel, version, kind, pieces"
+
+
+def _upsert(table: str, columns: str, key: str) -> str:
+    names = columns.split(", ")
+    rest = [name for name in names if name not in key.split(", ")]
+    return (
+        f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(names))}) "
+        f"ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in rest)}"
+    )
+
+
+def _insert_new(table: str, columns: str) -> str:
+    slots = ", ".join("?" * len(columns.split(", ")))
+    return f"INSERT INTO {table} ({columns}) VALUES ({slots}) ON CONFLICT DO NOTHING"
+
+
+_WRITE_KEY = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx"
+_SAVE_CHECKPOINT = _upsert("checkpoints", _CHECKPOINT, "thread_id, checkpoint_ns, checkpoint_id")
+_SAVE_VALUE = _upsert("channel_values", _VALUE, "thread_id, checkpoint_ns, channel, version")
+_SAVE_CHUNK = _insert_new("chunks", "pool, id, cipher, packed, data")
+_SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)
+_SAVE_LAST_WRITE = _upsert("writes", _WRITE, _WRITE_KEY)
+
+
+def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
+    given = {text: value for text, value in conditions.items() if value is not None}
+    return ("WHERE " + " AND ".join(given) if given else ""), list(given.values())
+
+
+def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
+    rows = yield Sql("SELECT pool FROM threads WHERE thread_id = ?", (op.thread_id,))
+    return rows[0][0] if rows else None
+
+
+def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
+    yield Sql(_upsert("threads", "thread_id, pool", "thread_id"), (op.thread_id, op.pool))
+
+
+def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
+    yield Sql(_SAVE_CHECKPOINT, (*op.row.place, *op.row[1:]))
+
+
+def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
+    yield Batch(_SAVE_VALUE, [(op.thread_id, op.checkpoint_ns, *row.key, row.kind, row.pieces) for row in op.rows])
+
+
+def save_chunks(op: ops.SaveChunks, d: Dialect) -> Statements[None]:
+    yield Batch(_SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])
+
+
+def save_writes(op: ops.SaveWrites, d: Dialect) -> Statements[None]:
+    for statement, rows in (
+        (_SAVE_FIRST_WRITE, [row for row in op.rows if row.idx >= 0]),
+        (_SAVE_LAST_WRITE, [row for row in op.rows if row.idx < 0]),
+    ):
+        if rows:
+            yield Batch(statement, [(*row.place, *row[1:]) for row in rows])
+
+
+def _checkpoints(rows: Sequence[Any]) -> list[ops.CheckpointRow]:
+    return [ops.CheckpointRow(ops.Place(*row[:3]), *row[3:]) for row in rows]
+
+
+def find_checkpoints(op: ops.FindCheckpoints, d: Dialect) -> Statements[list[ops.CheckpointRow]]:
+    where, parameters = _where(
+        {
+            "thread_id = ?": op.thread_id,
+            "checkpoint_ns = ?": op.checkpoint_ns,
+            "checkpoint_id = ?": op.checkpoint_id,
+            "checkpoint_id < ?": op.before,
+        }
+    )
+    limit = ""
+    if op.limit is not None:
+        limit = " LIMIT ?"
+        parameters.append(op.limit)
+    # within a namespace the primary key gives the order, in a whole thread the index by id
+    rows = yield Sql(f"SELECT {_CHECKPOINT} FROM checkpoints {where} ORDER BY checkpoint_id DESC{limit}", parameters)
+    return _checkpoints(rows)
+
+
+def find_runs(op: ops.FindRuns, d: Dialect) -> Statements[list[ops.Place]]:
+    rows = yield Sql(
+        f"SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE {d.among('run_id')}",
+        (d.listed(op.run_ids),),
+    )
+    return [ops.Place(*row) for row in rows]
+
+
+def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]]:
+    select = "SELECT channel, version, kind, pieces FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ?"
+    parameters: tuple[Any, ...] = (op.thread_id, op.checkpoint_ns)
+    wanted = None if op.keys is None else set(op.keys)
+    if wanted is not None:
+        select += f" AND {d.among('channel')} AND {d.among('version')}"
+        parameters += (d.listed({key.channel for key in wanted}), d.listed({key.version for key in wanted}))
+    rows = yield Sql(select, parameters)
+    found = [ops.ValueRow(ops.ValueKey(row[0], row[1]), row[2], row[3]) for row in rows]
+    return found if wanted is None else [row for row in found if row.key in wanted]
+
+
+def value_spaces(op: ops.ValueSpaces, d: Dialect) -> Statements[list[str]]:
+    rows = yield Sql("SELECT DISTINCT checkpoint_ns FROM channel_values WHERE thread_id = ?", (op.thread_id,))
+    return [space for (space,) in rows]
+
+
+def find_chunks(op: ops.FindChunks, d: Dialect) -> Statements[list[ops.ChunkRow]]:
+    found: list[ops.ChunkRow] = []
+    for start in range(0, len(op.ids), 100):
+        ids = op.ids[start : start + 100]
+        slots = ", ".join("?" * len(ids))
+        rows = yield Sql(
+            f"SELECT id, cipher, packed, data FROM chunks WHERE pool = ? AND id IN ({slots})", (op.pool, *ids)
+        )
+        found += [ops.ChunkRow(row[0], row[1], bool(row[2]), row[3]) for row in rows]
+    return found
+
+
+def find_writes(op: ops.FindWrites, d: Dialect) -> Statements[list[ops.WriteRow]]:
+    where, parameters = _where({"thread_id = ?": op.thread_id, "checkpoint_ns = ?": op.checkpoint_ns})
+    if op.checkpoint_ids is not None:
+        where += f" AND {d.among('checkpoint_id')}"
+        parameters.append(d.listed(op.checkpoint_ids))
+    rows = yield Sql(f"SELECT {_WRITE} FROM writes {where}", parameters)
+    return [ops.WriteRow(ops.Place(*row[:3]), *row[3:]) for row in rows]
+
+
+def pool_pieces(op: ops.PoolPieces, d: Dialect) -> Statements[list[bytes]]:
+    rows = yield Sql(
+        "SELECT v.pieces FROM threads t JOIN channel_values v ON v.thread_id = t.thread_id WHERE t.pool = ?",
+        (op.pool,),
+    )
+    return [pieces for (pieces,) in rows]
+
+
+def pool_chunks(op: ops.PoolChunks, d: Dialect) -> Statements[list[bytes]]:
+    rows = yield Sql("SELECT id FROM chunks WHERE pool = ?", (op.pool,))
+    return [chunk_id for (chunk_id,) in rows]
+
+
+def drop_checkpoints(op: ops.DropCheckpoints, d: Dialect) -> Statements[None]:
+    for table in ("checkpoints", "writes"):
+        yield Batch(f"DELETE FROM {table} WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?", op.places)
+
+
+def drop_values(op: ops.DropValues, d: Dialect) -> Statements[None]:
+    yield Batch(
+        "DELETE FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ? AND channel = ? AND version = ?",
+        [(op.thread_id, op.checkpoint_ns, *key) for key in op.keys],
+    )
+
+
+def drop_chunks(op: ops.DropChunks, d: Dialect) -> Statements[None]:
+    yield Batch("DELETE FROM chunks WHERE pool = ? AND id = ?", [(op.pool, chunk_id) for chunk_id in op.ids])
+
+
+def drop_thread(op: ops.DropThread, d: Dialect) -> Statements[None]:
+    for table in ("checkpoints", "writes", "channel_values", "threads"):
+        yield Sql(f"DELETE FROM {table} WHERE thread_id = ?", (op.thread_id,))
+
+
+def copy_thread(op: ops.CopyThread, d: Dialect) -> Statements[None]:
+    for table, columns in (("checkpoints", _CHECKPOINT), ("writes", _WRITE), ("channel_values", _VALUE)):
+        rest = columns.partition(", ")[2]
+        yield Sql(
+            f"INSERT INTO {table} (thread_id, {rest}) SELECT ?, {rest} FROM {table} WHERE thread_id = ?",
+            (op.target, op.source),
+        )
+
+
+CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
+    ops.Pool: pool,
+    ops.JoinPool: join_pool,
+    ops.SaveCheckpoint: save_checkpoint,
+    ops.SaveValues: save_values,
+    ops.SaveChunks: save_chunks,
+    ops.SaveWrites: save_writes,
+    ops.FindCheckpoints: find_checkpoints,
+    ops.FindRuns: find_runs,
+    ops.FindValues: find_values,
+    ops.ValueSpaces: value_spaces,
+    ops.FindChunks: find_chunks,
+    ops.FindWrites: find_writes,
+    ops.PoolPieces: pool_pieces,
+    ops.PoolChunks: pool_chunks,
+    ops.DropCheckpoints: drop_checkpoints,
+    ops.DropValues: drop_values,
+    ops.DropChunks: drop_chunks,
+    ops.DropThread: drop_thread,
+    ops.CopyThread: copy_thread,
+}

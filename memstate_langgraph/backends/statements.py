@@ -1,0 +1,55 @@
+"""Statements as values: what an answer in SQL yields, for any driver, sync or async, to execute.
+
+They are written with `?` for parameters; a dialect rewrites what differs between databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+R = TypeVar("R")
+Row = tuple[Any, ...]
+
+
+class Sql(NamedTuple):
+    """One statement; the answer is its rows."""
+
+    text: str
+    parameters: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One statement for many rows of parameters; no answer."""
+
+    text: str
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A statement whose rows are wanted one at a time; the answer is an iterable to read before the next."""
+
+    text: str
+    parameters: Sequence[Any] = ()
+
+
+Statement = Sql | Batch | Scan
+Statements = Generator[Statement, Any, R]
+
+
+class Dialect(Protocol):
+    """What differs between the SQL databases."""
+
+    def among(self, column: str) -> str:
+        """A condition that the column's value is in the list bound to one parameter."""
+        ...
+
+    def listed(self, values: Iterable[Any]) -> Any:
+        """A list as that one parameter."""
+        ...
+
+
+Answer = Callable[[Any, Dialect], Statements[Any]]

@@ -1,0 +1,200 @@
+"""The questions about LangGraph's checkpoints that a storage can answer; see `ops` for facts and log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memstate_langgraph.ops import Op
+
+
+class Place(NamedTuple):
+    """Where a checkpoint stands."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+
+
+class CheckpointRow(NamedTuple):
+    """A checkpoint without its channel values; `body` and `metadata` are serialized."""
+
+    place: Place
+    parent_id: str | None
+    run_id: str | None
+    kind: str
+    body: bytes
+    metadata_kind: str
+    metadata: bytes
+
+
+class WriteRow(NamedTuple):
+    """One pending write; `idx` is negative for what overwrites: errors, interrupts, resumes."""
+
+    place: Place
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    kind: str
+    value: bytes
+
+
+class ValueKey(NamedTuple):
+    channel: str
+    version: str
+
+
+class ValueRow(NamedTuple):
+    """A channel's value at a version; an empty `kind` says that the channel was empty."""
+
+    key: ValueKey
+    kind: str
+    pieces: bytes
+
+
+class ChunkRow(NamedTuple):
+    """Stored bytes: compressed if `packed`, encrypted if `cipher` names how."""
+
+    id: bytes
+    cipher: str | None
+    packed: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Op[bytes | None]):
+    """The pool of chunks that a thread uses, or None if it has none yet."""
+
+    thread_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinPool(Op[None]):
+    thread_id: str
+    pool: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCheckpoint(Op[None]):
+    row: CheckpointRow
+
+
+@dataclass(frozen=True, slots=True)
+class SaveValues(Op[None]):
+    thread_id: str
+    checkpoint_ns: str
+    rows: tuple[ValueRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveChunks(Op[None]):
+    """Store chunks that the pool does not hold yet."""
+
+    pool: bytes
+    rows: tuple[ChunkRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWrites(Op[None]):
+    """Ordinary writes keep what was stored first, those with a negative `idx` what was stored last."""
+
+    rows: tuple[WriteRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FindCheckpoints(Op[list[CheckpointRow]]):
+    """Checkpoints by falling id; None means any."""
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    before: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FindRuns(Op[list[Place]]):
+    """The checkpoints that these runs made."""
+
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FindValues(Op[list[ValueRow]]):
+    """Values of a thread and namespace; of these keys, or all."""
+
+    thread_id: str
+    checkpoint_ns: str
+    keys: tuple[ValueKey, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueSpaces(Op[list[str]]):
+    """The namespaces in which a thread has values."""
+
+    thread_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindChunks(Op[list[ChunkRow]]):
+    pool: bytes
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FindWrites(Op[list[WriteRow]]):
+    """Pending writes of these checkpoints, of a whole thread where there are none, or of all threads."""
+
+    thread_id: str | None
+    checkpoint_ns: str | None = None
+    checkpoint_ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPieces(Op[list[bytes]]):
+    """The `pieces` of all values of all threads that use a pool."""
+
+    pool: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PoolChunks(Op[list[bytes]]):
+    """The ids of all chunks of a pool."""
+
+    pool: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DropCheckpoints(Op[None]):
+    """Delete these checkpoints and their pending writes."""
+
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropValues(Op[None]):
+    thread_id: str
+    checkpoint_ns: str
+    keys: tuple[ValueKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropChunks(Op[None]):
+    pool: bytes
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropThread(Op[None]):
+    """Delete all that a thread has but the chunks of its pool."""
+
+    thread_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyThread(Op[None]):
+    """Give a thread's checkpoints, writes and values to another one too; the pool must be shared already."""
+
+    source: str
+    target: str

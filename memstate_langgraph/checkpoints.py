@@ -1,0 +1,381 @@
+"""LangGraph's checkpoints and pending writes as stored rows: what a put, a read, a deletion, a prune does.
+
+Plans like those of facts: they can share a transaction with them, do no I/O and may begin again from the top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from memstate_langgraph.checkpoint_ops import (
+    CheckpointRow,
+    CopyThread,
+    DropCheckpoints,
+    DropChunks,
+    DropThread,
+    DropValues,
+    FindCheckpoints,
+    FindChunks,
+    FindRuns,
+    FindValues,
+    FindWrites,
+    JoinPool,
+    Place,
+    Pool,
+    PoolChunks,
+    PoolPieces,
+    SaveCheckpoint,
+    SaveChunks,
+    SaveValues,
+    SaveWrites,
+    ValueKey,
+    ValueRow,
+    ValueSpaces,
+    WriteRow,
+)
+from memstate_langgraph.chunks import (
+    POOL_BYTES,
+    Codec,
+    Damaged,
+    Recent,
+    Stored,
+    chunk_ids,
+    cut,
+    join,
+    pack_pieces,
+    unpack_pieces,
+)
+from memstate_langgraph.errors import ConflictError, DamagedCheckpoint
+from memstate_langgraph.ops import Plan, reads, writes
+
+Versions = Mapping[str, str]
+"""Channel names and their versions as text."""
+
+
+class Lens(Protocol):
+    """What plans need to know of a checkpoint, whose body only the saver's serializer can read."""
+
+    def versions(self, row: CheckpointRow) -> Versions: ...
+
+    def stamp(self, row: CheckpointRow) -> str:
+        """When it was made, ISO 8601."""
+        ...
+
+    def deltas(self, row: CheckpointRow) -> frozenset[str]:
+        """Its channels that are stored as writes since a snapshot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewValue:
+    """A channel's value to store; `kind` is empty for an empty channel."""
+
+    key: ValueKey
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint as read: its row, its channels' values, its pending writes in LangGraph's order."""
+
+    row: CheckpointRow
+    values: dict[str, Stored]
+    writes: list[WriteRow]
+
+
+# --- writing
+
+
+def put_plan(
+    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec, pool_key: bytes
+) -> Plan[dict[ValueKey, Stored]]:
+    """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
+    thread_id, checkpoint_ns, _ = row.place
+    bases = yield from _bases(row.place, values, recent)
+    pool = next((base.pool for base in bases.values()), None)
+    if pool is None and values:
+        pool = yield from Pool(thread_id)
+    if pool is None:
+        pool = pool_key
+        yield from JoinPool(thread_id, pool)
+    stored: dict[ValueKey, Stored] = {}
+    chunks: dict[bytes, bytes] = {}
+    for value in values:
+        pieces, new = cut(value.data, bases.get(value.key.channel), codec.name_chunk(pool), inline=not codec.encrypts)
+        chunks.update(new)
+        stored[value.key] = Stored(value.kind, value.data, pieces, pool)
+    if chunks:
+        yield from SaveChunks(pool, codec.seal(chunks))
+    if stored:
+        rows = tuple(ValueRow(key, value.kind, pack_pieces(value.pieces)) for key, value in stored.items())
+        yield from SaveValues(thread_id, checkpoint_ns, rows)
+    yield from SaveCheckpoint(row)
+    return stored
+
+
+def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[dict[str, Stored]]:
+    """Earlier versions that storage still holds as we know them, by channel."""
+    known: dict[ValueKey, Stored] = {}
+    for value in values:
+        if value.data and (found := recent.get((place.thread_id, place.checkpoint_ns, value.key.channel))):
+            known[ValueKey(value.key.channel, found[0])] = found[1]
+    if not known:
+        return {}
+    rows = yield from FindValues(place.thread_id, place.checkpoint_ns, tuple(known))
+    return {row.key.channel: known[row.key] for row in rows if row.pieces == pack_pieces(known[row.key].pieces)}
+
+
+@writes
+def put(
+    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec, pool_key: bytes
+) -> Plan[dict[ValueKey, Stored]]:
+    return (yield from put_plan(row, values, recent, codec, pool_key))
+
+
+def put_writes_plan(rows: Sequence[WriteRow]) -> Plan[None]:
+    yield from SaveWrites(tuple(rows))
+
+
+@writes
+def put_writes(rows: Sequence[WriteRow]) -> Plan[None]:
+    yield from put_writes_plan(rows)
+
+
+def new_pool() -> bytes:
+    return os.urandom(POOL_BYTES)
+
+
+# --- reading
+
+
+@reads
+def find(question: FindCheckpoints, lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
+    """Checkpoints with all that belongs to them; what they share is fetched once."""
+    rows = yield from question
+    return (yield from _load(rows, lens, recent, codec))
+
+
+def _load(rows: Sequence[CheckpointRow], lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
+    groups: dict[tuple[str, str], list[CheckpointRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.place.thread_id, row.place.checkpoint_ns].append(row)
+    loaded: dict[Place, Loaded] = {}
+    for (thread_id, checkpoint_ns), members in groups.items():
+        versions = {row.place: lens.versions(row) for row in members}
+        keys = {ValueKey(channel, version) for of in versions.values() for channel, version in of.items()}
+        values = yield from _values(members[0].place, keys, recent, codec)
+        found = yield from FindWrites(thread_id, checkpoint_ns, tuple(row.place.checkpoint_id for row in members))
+        pending: dict[Place, list[WriteRow]] = defaultdict(list)
+        for write in found:
+            pending[write.place].append(write)
+        for row in members:
+            held = {
+                channel: value
+                for channel, version in versions[row.place].items()
+                if (value := values.get(ValueKey(channel, version))) is not None and value.kind
+            }
+            loaded[row.place] = Loaded(row, held, in_order(pending[row.place]))
+    return [loaded[row.place] for row in rows]
+
+
+def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
+    """As LangGraph applies them: by path of the task, task, and index."""
+    return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))
+
+
+def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
+    if not keys:
+        return {}
+    thread_id, checkpoint_ns, checkpoint_id = place
+    rows = yield from FindValues(thread_id, checkpoint_ns, tuple(keys))
+    values: dict[ValueKey, Stored] = {}
+    missing: dict[ValueKey, ValueRow] = {}
+    for row in rows:
+        known = recent.get((thread_id, checkpoint_ns, row.key.channel))
+        if known is not None and known[0] == row.key.version and pack_pieces(known[1].pieces) == row.pieces:
+            values[row.key] = known[1]
+        else:
+            missing[row.key] = row
+    if not missing:
+        return values
+    try:
+        pool = yield from Pool(thread_id)
+        if pool is None:
+            raise Damaged("its thread has no pool of chunks")
+        pieces = {key: unpack_pieces(row.pieces) for key, row in missing.items()}
+        wanted = chunk_ids(piece for of in pieces.values() for piece in of)
+        chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool) if wanted else {}
+        for key, row in missing.items():
+            values[key] = Stored(row.kind, join(pieces[key], chunks), pieces[key], pool)
+    except Damaged as error:
+        raise DamagedCheckpoint(
+            f"thread {thread_id!r}, namespace {checkpoint_ns!r}, checkpoint {checkpoint_id!r} or one near it: {error}"
+        ) from error
+    return values
+
+
+def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) -> None:
+    """Keep values for the next put or read; after the transaction that stored or read them."""
+    for key, value in values.items():
+        if value.kind:
+            recent.keep((place.thread_id, place.checkpoint_ns, key.channel), key.version, value)
+
+
+@reads
+def ancestry(place: Place, channels: Sequence[str], lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
+    """The ancestors of a checkpoint, nearest first, until each of the channels was met with a value."""
+    line: list[Loaded] = []
+    missing = set(channels)
+    current = yield from FindCheckpoints(*place)
+    while current and missing and (parent := current[0].parent_id) is not None:
+        current = yield from FindCheckpoints(place.thread_id, place.checkpoint_ns, parent)
+        if not current:
+            break
+        wanted = frozenset(missing)
+
+        def some(row: CheckpointRow, wanted: frozenset[str] = wanted) -> Versions:
+            return {channel: version for channel, version in lens.versions(row).items() if channel in wanted}
+
+        line += yield from _load(current, some, recent, codec)
+        missing -= line[-1].values.keys()
+    return line
+
+
+# --- removing
+
+
+@writes
+def delete_thread(thread_id: str) -> Plan[None]:
+    pool = yield from Pool(thread_id)
+    yield from DropThread(thread_id)
+    if pool is not None:
+        yield from _collect(pool)
+
+
+@writes
+def delete_runs(run_ids: tuple[str, ...], lens: Lens) -> Plan[None]:
+    places = yield from FindRuns(run_ids)
+    yield from DropCheckpoints(tuple(places))
+    for thread_id in dict.fromkeys(place.thread_id for place in places):
+        yield from _sweep(thread_id, lens)
+
+
+@writes
+def copy_thread(source: str, target: str) -> Plan[None]:
+    """The copy refers to the same chunks, so it costs rows, not values."""
+    pool = yield from Pool(source)
+    if pool is None or source == target:
+        return
+    if (yield from Pool(target)) is not None:
+        raise ConflictError(f"copy_thread: thread {target!r} already has checkpoints; delete it first")
+    yield from JoinPool(target, pool)
+    yield from CopyThread(source, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which checkpoints of a namespace stay, newest first: the last `count`, and those not older than `since`."""
+
+    count: int = 1
+    since: str | None = None
+
+    def chosen(self, rows: Sequence[CheckpointRow], lens: Lens) -> list[CheckpointRow]:
+        return [
+            row
+            for i, row in enumerate(rows)
+            if i < self.count or (self.since is not None and lens.stamp(row) >= self.since)
+        ]
+
+
+@writes
+def prune(thread_id: str, keep: Keep, lens: Lens) -> Plan[int]:
+    """Delete checkpoints that nothing kept needs; how many."""
+    rows = yield from FindCheckpoints(thread_id)
+    spaces: dict[str, list[CheckpointRow]] = defaultdict(list)
+    for row in rows:
+        spaces[row.place.checkpoint_ns].append(row)
+    doomed: list[Place] = []
+    for checkpoint_ns, members in spaces.items():
+        stored = yield from FindValues(thread_id, checkpoint_ns)
+        full = {row.key for row in stored if row.kind}
+        kept = {row.place for row in keep.chosen(members, lens)}
+        deltas = frozenset().union(*(lens.deltas(row) for row in members))
+        by_id = {row.place.checkpoint_id: row for row in members}
+        for row in [row for row in members if row.place in kept]:
+            # A delta channel without a value is rebuilt from its ancestors' writes, back to a value.
+            versions = lens.versions(row)
+            wanted = {c for c in deltas if c in versions and ValueKey(c, versions[c]) not in full}
+            current: CheckpointRow | None = row
+            while wanted and current is not None and current.parent_id is not None:
+                current = by_id.get(current.parent_id)
+                if current is not None:
+                    kept.add(current.place)
+                    held = lens.versions(current)
+                    wanted = {c for c in wanted if c not in held or ValueKey(c, held[c]) not in full}
+        doomed += [row.place for row in members if row.place not in kept]
+    if doomed:
+        yield from DropCheckpoints(tuple(doomed))
+        yield from _sweep(thread_id, lens)
+    return len(doomed)
+
+
+def _sweep(thread_id: str, lens: Lens) -> Plan[None]:
+    """Drop the values that no checkpoint of the thread refers to any more, then their chunks."""
+    rows = yield from FindCheckpoints(thread_id)
+    pool = yield from Pool(thread_id)
+    if not rows:
+        yield from DropThread(thread_id)
+    else:
+        used: dict[str, set[ValueKey]] = defaultdict(set)
+        for row in rows:
+            used[row.place.checkpoint_ns].update(ValueKey(*item) for item in lens.versions(row).items())
+        for checkpoint_ns in (yield from ValueSpaces(thread_id)):
+            stored = yield from FindValues(thread_id, checkpoint_ns)
+            keys = used[checkpoint_ns]
+            yield from DropValues(thread_id, checkpoint_ns, tuple(v.key for v in stored if v.key not in keys))
+    if pool is not None:
+        yield from _collect(pool)
+
+
+def _collect(pool: bytes) -> Plan[None]:
+    """Drop the chunks of a pool that no value of any thread refers to."""
+    packed = yield from PoolPieces(pool)
+    used = chunk_ids(piece for pieces in packed for piece in unpack_pieces(pieces))
+    held = yield from PoolChunks(pool)
+    unused = tuple(chunk for chunk in held if chunk not in used)
+    if unused:
+        yield from DropChunks(pool, unused)
+
+
+# --- as facts
+
+CHECKPOINT_TYPE = "langgraph.checkpoint"
+WRITE_TYPE = "langgraph.write"
+
+
+def checkpoint_payload(row: CheckpointRow, body: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "thread_id": row.place.thread_id,
+        "checkpoint_ns": row.place.checkpoint_ns,
+        "checkpoint_id": row.place.checkpoint_id,
+        "parent_checkpoint_id": row.parent_id,
+        "channel_versions": dict(body.get("channel_versions") or {}),
+        "metadata": dict(metadata),
+    }
+
+
+def write_payload(row: WriteRow) -> dict[str, Any]:
+    return {
+        "thread_id": row.place.thread_id,
+        "checkpoint_ns": row.place.checkpoint_ns,
+        "checkpoint_id": row.place.checkpoint_id,
+        "task_id": row.task_id,
+        "task_path": row.task_path,
+        "idx": row.idx,
+        "channel": row.channel,
+    }

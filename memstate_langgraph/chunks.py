@@ -1,0 +1,318 @@
+"""Values as pieces of chunks: what a new version of a value shares with the one before is not stored again.
+
+A value is serialized whole, in one call, and compared with the bytes of its previous version at the speed of
+memcmp. What is the same becomes references to stored chunks, the rest new chunks: an appended message costs
+its own bytes, whatever holds the list and whichever serializer made the bytes. Small neighbours are rewritten
+as one when there are too many, so that the list of pieces stays short however long the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ormsgpack
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+
+from memstate_langgraph.checkpoint_ops import ChunkRow
+
+CHUNK = 65536
+"""The largest chunk, in bytes."""
+INLINE = 24
+"""New bytes up to this many are kept in the list of pieces itself."""
+PIECES = 24
+"""How many pieces a small value may have; larger ones may have one more per half chunk."""
+WINDOW = 65536
+"""How far ahead a stored piece is looked for behind inserted bytes."""
+SHORTEST = 32
+"""Common bytes below this many are not worth a piece of their own."""
+ID_BYTES = 12
+POOL_BYTES = 16
+
+
+class Piece(NamedTuple):
+    """Bytes of a value: a part of a chunk, or, where `chunk` is None, the bytes themselves."""
+
+    chunk: bytes | None
+    start: int
+    size: int
+    inline: bytes = b""
+
+
+Pieces = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A value as it is stored: its serialized bytes and where in which pool they are."""
+
+    kind: str
+    data: bytes
+    pieces: Pieces
+    pool: bytes
+
+
+class Damaged(Exception):
+    """A chunk is missing or is not what it was; whoever knows the checkpoint says which."""
+
+
+# --- the list of pieces as bytes
+
+
+def pack_pieces(pieces: Pieces) -> bytes:
+    return ormsgpack.packb([p.inline if p.chunk is None else (p.chunk, p.start, p.size) for p in pieces])
+
+
+def unpack_pieces(packed: bytes) -> Pieces:
+    try:
+        return tuple(
+            Piece(None, 0, len(item), item) if isinstance(item, bytes) else Piece(item[0], item[1], item[2])
+            for item in ormsgpack.unpackb(packed)
+        )
+    except (ValueError, TypeError, IndexError) as error:
+        raise Damaged(f"its list of pieces cannot be read ({error})") from error
+
+
+# --- cutting
+
+
+@dataclass(slots=True)
+class _Span:
+    start: int
+    end: int
+    piece: Piece | None
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def cut(
+    data: bytes, base: Stored | None, name_chunk: Callable[[bytes], bytes], *, inline: bool
+) -> tuple[Pieces, dict[bytes, bytes]]:
+    """The pieces of a value that replaces `base`, and the chunks among them that are new."""
+    spans = _merge(_match(data, base), len(data))
+    pieces: list[Piece] = []
+    chunks: dict[bytes, bytes] = {}
+    for span in spans:
+        if span.piece is not None:
+            pieces.append(span.piece)
+        elif inline and span.size <= INLINE:
+            pieces.append(Piece(None, 0, span.size, data[span.start : span.end]))
+        else:
+            for start in range(span.start, span.end, CHUNK):
+                text = data[start : min(start + CHUNK, span.end)]
+                chunk = name_chunk(text)
+                chunks[chunk] = text
+                pieces.append(Piece(chunk, 0, len(text)))
+    return tuple(pieces), chunks
+
+
+def _match(data: bytes, base: Stored | None) -> list[_Span]:
+    """Cover the data with spans: pieces of the base where they occur in order, new bytes between them."""
+    spans: list[_Span] = []
+    done = 0
+
+    def new_until(end: int) -> None:
+        if end > done:
+            spans.append(_Span(done, end, None))
+
+    offset = 0
+    for piece in () if base is None else base.pieces:
+        text = base.data[offset : offset + piece.size] if base is not None else b""
+        offset += piece.size
+        if piece.chunk is None or piece.size < SHORTEST:
+            continue  # too small to be looked for; what stays of it is new again
+        at = done if data.startswith(text, done) else data.find(text, done, done + piece.size + WINDOW)
+        if at >= 0:
+            new_until(at)
+            done = at + piece.size
+            spans.append(_Span(at, done, piece))
+            continue
+        head = _common_prefix(text, data, done)
+        if head >= SHORTEST:
+            spans.append(_Span(done, done + head, piece._replace(size=head)))
+            done += head
+        else:
+            head = 0
+        tail, at = _tail(text[head:], data, done)
+        if tail >= SHORTEST:
+            new_until(at)
+            done = at + tail
+            spans.append(_Span(at, done, piece._replace(start=piece.start + piece.size - tail, size=tail)))
+    new_until(len(data))
+    return spans
+
+
+def _common_prefix(text: bytes, data: bytes, at: int) -> int:
+    low, high = 0, min(len(text), len(data) - at)
+    while low < high:  # each step compares and halves: twice the length in all
+        middle = (low + high + 1) // 2
+        if text[low:middle] == data[at + low : at + middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _tail(text: bytes, data: bytes, at: int) -> tuple[int, int]:
+    """How much of the end of a text occurs ahead in the data, and where."""
+    if len(text) < SHORTEST:
+        return 0, at
+    anchor = text[-SHORTEST:]
+    found = data.find(anchor, at, at + len(text) + WINDOW)
+    if found < 0:
+        return 0, at
+    end = found + SHORTEST
+    low, high = SHORTEST, min(len(text), end - at)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text[len(text) - middle : len(text) - low] == data[end - middle : end - low]:
+            low = middle
+        else:
+            high = middle - 1
+    return low, end - low
+
+
+def _merge(spans: list[_Span], size: int) -> list[_Span]:
+    """Rewrite the smallest neighbours as one until there are few enough pieces."""
+    joined: list[_Span] = []
+    for span in spans:
+        if joined and span.piece is None and joined[-1].piece is None:
+            joined[-1] = _Span(joined[-1].start, span.end, None)
+        else:
+            joined.append(span)
+    most = PIECES + size // (CHUNK // 2)
+    while len(joined) > most:
+        i = min(range(len(joined) - 1), key=lambda i: joined[i].size + joined[i + 1].size)
+        joined[i : i + 2] = [_Span(joined[i].start, joined[i + 1].end, None)]
+        for left in (i, i - 1):  # a new span takes new neighbours in, too
+            if 0 <= left < len(joined) - 1 and joined[left].piece is None and joined[left + 1].piece is None:
+                joined[left : left + 2] = [_Span(joined[left].start, joined[left + 1].end, None)]
+    return joined
+
+
+def join(pieces: Pieces, chunks: dict[bytes, bytes]) -> bytes:
+    parts = []
+    for piece in pieces:
+        if piece.chunk is None:
+            parts.append(piece.inline)
+            continue
+        chunk = chunks.get(piece.chunk)
+        if chunk is None:
+            raise Damaged(f"chunk {piece.chunk.hex()} is missing")
+        if piece.start + piece.size > len(chunk):
+            raise Damaged(f"chunk {piece.chunk.hex()} is too short")
+        parts.append(chunk if piece.size == len(chunk) else chunk[piece.start : piece.start + piece.size])
+    return b"".join(parts)
+
+
+def chunk_ids(pieces: Iterable[Piece]) -> set[bytes]:
+    return {piece.chunk for piece in pieces if piece.chunk is not None}
+
+
+# --- serializer and cipher
+
+
+class Codec:
+    """A saver's serializer, taken apart where it encrypts: differences are found before encryption.
+
+    Chunks are then encrypted one by one, under random names, so that nothing stored tells of their content.
+    """
+
+    def __init__(self, serde: SerializerProtocol) -> None:
+        self.serde = serde
+        self._cipher = serde.cipher if isinstance(serde, EncryptedSerializer) else None
+        self._values: SerializerProtocol = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+
+    @property
+    def encrypts(self) -> bool:
+        return self._cipher is not None
+
+    def dumps(self, value: Any) -> tuple[str, bytes]:
+        return self._values.dumps_typed(value)
+
+    def loads(self, kind: str, data: bytes) -> Any:
+        return self._values.loads_typed((kind, data))
+
+    def name_chunk(self, pool: bytes) -> Callable[[bytes], bytes]:
+        """Names by content, keyed with the pool so that nobody can make two contents of one name."""
+        if self._cipher is not None:
+            return lambda _: os.urandom(ID_BYTES)
+        return lambda text: hashlib.blake2b(text, digest_size=ID_BYTES, key=pool).digest()
+
+    def seal(self, chunks: dict[bytes, bytes]) -> tuple[ChunkRow, ...]:
+        rows = []
+        for chunk, text in chunks.items():
+            packed = zlib.compress(text, 1) if len(text) >= 128 else text
+            smaller = len(packed) < len(text)
+            data, cipher = packed if smaller else text, None
+            if self._cipher is not None:
+                cipher, data = self._cipher.encrypt(data)
+            rows.append(ChunkRow(chunk, cipher, smaller, data))
+        return tuple(rows)
+
+    def open(self, rows: Sequence[ChunkRow], pool: bytes) -> dict[bytes, bytes]:
+        """The chunks' bytes, each checked to be what was stored."""
+        chunks = {}
+        for row in rows:
+            data = row.data
+            if row.cipher is not None:
+                if self._cipher is None:
+                    raise Damaged("it is encrypted: give the saver the EncryptedSerializer that wrote it")
+                try:
+                    data = self._cipher.decrypt(row.cipher, data)
+                except ValueError as error:
+                    raise Damaged(f"chunk {row.id.hex()} cannot be decrypted ({error})") from error
+            try:
+                text = zlib.decompress(data) if row.packed else data
+            except zlib.error as error:
+                raise Damaged(f"chunk {row.id.hex()} cannot be unpacked ({error})") from error
+            if row.cipher is None and hashlib.blake2b(text, digest_size=ID_BYTES, key=pool).digest() != row.id:
+                raise Damaged(f"chunk {row.id.hex()} is not what was stored")
+            chunks[row.id] = text
+        return chunks
+
+
+# --- what was stored or read lately
+
+
+Spot = tuple[str, str, str]
+"""Thread, checkpoint namespace, channel."""
+
+
+class Recent:
+    """The last version of each channel that this process stored or read, bounded in bytes.
+
+    Only a hint: plans check it against storage, so other processes do no harm. Safe from several threads.
+    """
+
+    def __init__(self, bound: int = 64 * 1024 * 1024) -> None:
+        self._bound = bound
+        self._size = 0
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Spot, tuple[str, Stored]] = OrderedDict()
+
+    def get(self, spot: Spot) -> tuple[str, Stored] | None:
+        with self._lock:
+            if spot in self._values:
+                self._values.move_to_end(spot)
+            return self._values.get(spot)
+
+    def keep(self, spot: Spot, version: str, value: Stored) -> None:
+        with self._lock:
+            known = self._values.pop(spot, None)
+            if known is not None:
+                self._size -= len(known[1].data)
+            self._values[spot] = (version, value)
+            self._size += len(value.data)
+            while self._size > self._bound and self._values:
+                _, (_, dropped) = self._values.popitem(last=False)
+                self._size -= len(dropped.data)

@@ -1,0 +1,526 @@
+"""MemStateCheckpointer: LangGraph's checkpoints in the storage that also holds the memories."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    SerializerProtocol,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+)
+
+from memstate_langgraph import checkpoints
+from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
+from memstate_langgraph.chunks import Codec, Recent, Stored
+from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
+from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+from memstate_langgraph.ops import Work
+from memstate_langgraph.rules import check_characters, check_count
+from memstate_langgraph.run import AsyncStorage, Storage
+
+R = TypeVar("R")
+
+PAGE = 32
+"""How many checkpoints `list` reads in one transaction."""
+
+
+class MemStateCheckpointer(BaseCheckpointSaver[str]):
+    """A LangGraph checkpointer on the storage of a memory store.
+
+    One object serves `invoke` and `ainvoke`, from any thread, whichever door the store has. Channel values
+    are stored as what changed since their last version, so a checkpoint costs what is new in it.
+    Checkpoints and pending writes can be queried as facts of the types `langgraph.checkpoint` and
+    `langgraph.write`; rollback does not count them. `serde` is LangGraph's serializer (encryption and
+    allowlists work); the default decodes nothing with pickle.
+    """
+
+    def __init__(self, memory: MemoryStore | AsyncMemoryStore, *, serde: SerializerProtocol | None = None) -> None:
+        if not isinstance(cast("object", memory), MemoryStore | AsyncMemoryStore):
+            raise ValidationFailed(
+                f"MemStateCheckpointer: memory must be a MemoryStore or AsyncMemoryStore: {memory!r}"
+            )
+        super().__init__(serde=serde)
+        self.memory = memory
+        self._recent = Recent()
+        self._storage: Storage
+        self._async_storage: AsyncStorage
+        if isinstance(memory, MemoryStore):
+            self._storage, self._async_storage = memory.storage, memory.storage.aio()
+        else:
+            self._storage, self._async_storage = memory.storage.sync(), memory.storage
+
+    @classmethod
+    def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
+        """A checkpointer on a SQLite file of its own; close it, or use it in a `with` or `async with` block."""
+        from memstate_langgraph.backends.sqlite import SQLiteStorage
+
+        return cls(MemoryStore(SQLiteStorage(path)), serde=serde)
+
+    # --- running plans through either door
+
+    def _run(self, work: Work[R]) -> R:
+        if isinstance(self.memory, AsyncMemoryStore) and _in_event_loop():
+            raise MemoryStoreError(
+                "MemStateCheckpointer: a sync call inside a running event loop would block it; use ainvoke, "
+                "astream and aget_state, or build the checkpointer on a MemoryStore"
+            )
+        return self._storage.run(work)
+
+    async def _arun(self, work: Work[R]) -> R:
+        return await self._async_storage.run(work)
+
+    # --- writing
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        made = self._put(config, checkpoint, metadata, new_versions)
+        return self._stored(made, self._run(made.work))
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        made = self._put(config, checkpoint, metadata, new_versions)
+        return self._stored(made, await self._arun(made.work))
+
+    def _put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> _Put:
+        thread_id, checkpoint_ns, parent_id = _where(config)
+        codec = Codec(self.serde)
+        body = cast("dict[str, Any]", checkpoint.copy())
+        held = body.pop("channel_values", {})
+        values = []
+        for channel, version in new_versions.items():
+            kind, data = codec.dumps(held[channel]) if channel in held else ("", b"")
+            values.append(checkpoints.NewValue(ValueKey(channel, _version(version)), kind, data))
+        about = get_checkpoint_metadata(config, metadata)
+        run_id = about.get("run_id")
+        place = Place(thread_id, checkpoint_ns or "", checkpoint["id"])
+        row = CheckpointRow(
+            place,
+            parent_id,
+            None if run_id is None else str(run_id),
+            *self.serde.dumps_typed(body),
+            *self.serde.dumps_typed(about),
+        )
+        work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
+        return _Put(place, work)
+
+    def _stored(self, made: _Put, values: Mapping[ValueKey, Stored]) -> RunnableConfig:
+        checkpoints.remember(self._recent, made.place, values)
+        return _config(made.place)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        self._run(self._put_writes(config, writes, task_id, task_path))
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        await self._arun(self._put_writes(config, writes, task_id, task_path))
+
+    def _put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> Work[None]:
+        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        if checkpoint_id is None:
+            raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
+        place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
+        return checkpoints.put_writes(
+            [
+                WriteRow(
+                    place,
+                    task_id,
+                    WRITES_IDX_MAP.get(channel, index),
+                    task_path,
+                    channel,
+                    *self.serde.dumps_typed(value),
+                )
+                for index, (channel, value) in enumerate(writes)
+            ]
+        )
+
+    # --- reading
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self._one(config, self._run(self._find_one(config)))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self._one(config, await self._arun(self._find_one(config)))
+
+    def _find_one(self, config: RunnableConfig) -> Work[list[checkpoints.Loaded]]:
+        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        question = FindCheckpoints(thread_id, checkpoint_ns or "", checkpoint_id, limit=1)
+        return self._find(question)
+
+    def _find(self, question: FindCheckpoints) -> Work[list[checkpoints.Loaded]]:
+        return checkpoints.find(question, _Lens(self.serde), self._recent, Codec(self.serde))
+
+    def _one(self, config: RunnableConfig, found: list[checkpoints.Loaded]) -> CheckpointTuple | None:
+        if not found:
+            return None
+        made = self._tuple(found[0])
+        self._keep(found[0])
+        # an asked checkpoint comes back under the config that asked for it, as LangGraph's own savers do
+        return made._replace(config=config) if get_checkpoint_id(config) else made
+
+    def _keep(self, loaded: checkpoints.Loaded) -> None:
+        versions = _Lens(self.serde).versions(loaded.row)
+        values = {ValueKey(channel, versions[channel]): value for channel, value in loaded.values.items()}
+        checkpoints.remember(self._recent, loaded.row.place, values)
+
+    def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
+        row, codec = loaded.row, Codec(self.serde)
+        body = self.serde.loads_typed((row.kind, row.body))
+        return CheckpointTuple(
+            config=_config(row.place),
+            checkpoint={
+                **body,
+                "channel_values": {
+                    channel: codec.loads(value.kind, value.data) for channel, value in loaded.values.items()
+                },
+            },
+            metadata=self.serde.loads_typed((row.metadata_kind, row.metadata)),
+            parent_config=None if row.parent_id is None else _config(row.place._replace(checkpoint_id=row.parent_id)),
+            pending_writes=[self._pending(write) for write in loaded.writes],
+        )
+
+    def _pending(self, write: WriteRow) -> tuple[str, str, Any]:
+        return write.task_id, write.channel, self.serde.loads_typed((write.kind, write.value))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 -- the name is LangGraph's
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        listing = _Listing.of(config, filter, before, limit)
+        while (question := listing.next_page()) is not None:
+            yield from listing.accept(self._page(self._run(self._find(question)), listing))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 -- the name is LangGraph's
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        listing = _Listing.of(config, filter, before, limit)
+        while (question := listing.next_page()) is not None:
+            for found in listing.accept(self._page(await self._arun(self._find(question)), listing)):
+                yield found
+
+    def _page(self, loaded: Sequence[checkpoints.Loaded], listing: _Listing) -> Iterator[CheckpointTuple | str]:
+        """The tuples that match, and of the others only the id."""
+        for one in loaded:
+            about = self.serde.loads_typed((one.row.metadata_kind, one.row.metadata))
+            yield self._tuple(one) if listing.matches(about) else one.row.place.checkpoint_id
+
+    # --- delta channels
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        if not channels:
+            return {}
+        place = self._target(config, lambda: self._run(self._find_one(config)))
+        return self._history(channels, [] if place is None else self._run(self._ancestry(place, channels)))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        if not channels:
+            return {}
+        found = [] if get_checkpoint_id(config) else await self._arun(self._find_one(config))
+        place = self._target(config, lambda: found)
+        return self._history(channels, [] if place is None else await self._arun(self._ancestry(place, channels)))
+
+    def _target(self, config: RunnableConfig, latest: Any) -> Place | None:
+        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        if checkpoint_id is not None:
+            return Place(thread_id, checkpoint_ns or "", checkpoint_id)
+        found: Sequence[checkpoints.Loaded] = latest()
+        return found[0].row.place if found else None
+
+    def _ancestry(self, place: Place, channels: Sequence[str]) -> Work[Sequence[checkpoints.Loaded]]:
+        return cast(
+            "Work[Sequence[checkpoints.Loaded]]",
+            checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, Codec(self.serde)),
+        )
+
+    def _history(
+        self, channels: Sequence[str], line: Sequence[checkpoints.Loaded]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        codec = Codec(self.serde)
+        history: dict[str, DeltaChannelHistory] = {}
+        for channel in channels:
+            collected: list[WriteRow] = []
+            seed: Stored | None = None
+            for ancestor in line:  # nearest first
+                collected = [write for write in ancestor.writes if write.channel == channel] + collected
+                seed = ancestor.values.get(channel)
+                if seed is not None:
+                    break
+            entry = DeltaChannelHistory(writes=[self._pending(write) for write in collected])
+            if seed is not None:
+                entry["seed"] = codec.loads(seed.kind, seed.data)
+            history[channel] = entry
+        return history
+
+    # --- removing and copying
+
+    def delete_thread(self, thread_id: str) -> None:
+        self._run(checkpoints.delete_thread(_thread(thread_id)))
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._arun(checkpoints.delete_thread(_thread(thread_id)))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        self._run(checkpoints.delete_runs(tuple(map(str, run_ids)), _Lens(self.serde)))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self._arun(checkpoints.delete_runs(tuple(map(str, run_ids)), _Lens(self.serde)))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread's history; values are shared, not stored again.
+
+        Raises `ConflictError` if the target already has checkpoints.
+        """
+        self._run(checkpoints.copy_thread(_thread(source_thread_id), _thread(target_thread_id)))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """See `copy_thread`."""
+        await self._arun(checkpoints.copy_thread(_thread(source_thread_id), _thread(target_thread_id)))
+
+    def prune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+        max_age: timedelta | None = None,
+    ) -> None:
+        """Delete checkpoints of these threads, per namespace.
+
+        `keep_latest` keeps the newest, `keep_last` the newest `keep_last`, `max_age` those younger than
+        `max_age` and always the newest, `delete` none. What a delta channel of a kept checkpoint needs
+        stays as well.
+        """
+        for work in self._prune(thread_ids, strategy, keep_last, max_age):
+            self._run(work)
+
+    async def aprune(
+        self,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+        max_age: timedelta | None = None,
+    ) -> None:
+        """See `prune`."""
+        for work in self._prune(thread_ids, strategy, keep_last, max_age):
+            await self._arun(work)
+
+    def _prune(
+        self, thread_ids: Sequence[str], strategy: str, keep_last: int, max_age: timedelta | None
+    ) -> Sequence[Work[Any]]:
+        if isinstance(thread_ids, str):
+            raise ValidationFailed("prune: thread_ids is a list of thread ids, not one string")
+        threads = [_thread(thread_id) for thread_id in thread_ids]
+        if strategy == "delete":
+            return [checkpoints.delete_thread(thread) for thread in threads]
+        if strategy == "keep_latest":
+            keep = checkpoints.Keep(1)
+        elif strategy == "keep_last":
+            check_count(keep_last, "keep_last", 1)
+            keep = checkpoints.Keep(keep_last)
+        elif strategy == "max_age" and max_age is not None:
+            keep = checkpoints.Keep(1, (datetime.now(UTC) - max_age).isoformat())
+        else:
+            raise ValidationFailed(
+                f"prune: strategy {strategy!r} is none of keep_latest, keep_last, max_age (with max_age=) and delete"
+            )
+        return [checkpoints.prune(thread, keep, _Lens(self.serde)) for thread in threads]
+
+    # --- versions, closing
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Rising strings that differ between forks of one checkpoint."""
+        number = 0 if current is None else int(str(current).split(".", maxsplit=1)[0])
+        return f"{number + 1:010}.{secrets.token_hex(4)}"
+
+    def close(self) -> None:
+        self._storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._async_storage.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    place: Place
+    work: Work[dict[ValueKey, Stored]]
+
+
+@dataclass(slots=True)
+class _Lens:
+    """Reads checkpoints' bodies with a serializer, each once."""
+
+    serde: SerializerProtocol
+    _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
+
+    def _body(self, row: CheckpointRow) -> dict[str, Any]:
+        if row.place not in self._bodies:
+            self._bodies[row.place] = self.serde.loads_typed((row.kind, row.body))
+        return self._bodies[row.place]
+
+    def versions(self, row: CheckpointRow) -> dict[str, str]:
+        versions = self._body(row).get("channel_versions") or {}
+        return {channel: _version(version) for channel, version in versions.items()}
+
+    def stamp(self, row: CheckpointRow) -> str:
+        return str(self._body(row).get("ts") or "")
+
+    def deltas(self, row: CheckpointRow) -> frozenset[str]:
+        about = self.serde.loads_typed((row.metadata_kind, row.metadata))
+        return frozenset(about.get("counters_since_delta_snapshot") or ())
+
+
+@dataclass(slots=True)
+class _Listing:
+    """Pages of `list`: newest first, filtered by metadata, until there are enough."""
+
+    thread_id: str | None
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
+    filter: Mapping[str, Any]
+    before: str | None
+    left: int | None
+    done: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: RunnableConfig | None,
+        filter_: Mapping[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> _Listing:
+        thread_id, checkpoint_ns, checkpoint_id = (None, None, None) if config is None else _where(config)
+        before_id = None if before is None else get_checkpoint_id(before)
+        return cls(thread_id, checkpoint_ns, checkpoint_id, filter_ or {}, before_id, limit)
+
+    def next_page(self) -> FindCheckpoints | None:
+        if self.done or (self.left is not None and self.left <= 0):
+            return None
+        size = PAGE if self.left is None or self.filter else min(PAGE, self.left)
+        # ids are unique within a namespace only, so a page by id could split equal ids of two namespaces
+        limit = size if self.thread_id is not None and self.checkpoint_ns is not None else None
+        return FindCheckpoints(self.thread_id, self.checkpoint_ns, self.checkpoint_id, self.before, limit)
+
+    def accept(self, page: Iterator[CheckpointTuple | str]) -> Iterator[CheckpointTuple]:
+        count = 0
+        for found in page:
+            count += 1
+            if isinstance(found, str):
+                self.before = found
+                continue
+            self.before = found.checkpoint["id"]
+            yield found
+            if self.left is not None:
+                self.left -= 1
+                if self.left <= 0:
+                    return
+        self.done = count < PAGE or self.checkpoint_ns is None or self.thread_id is None
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        return all(metadata.get(key) == wanted for key, wanted in self.filter.items())
+
+
+def _where(config: RunnableConfig) -> tuple[str, str | None, str | None]:
+    configurable = config.get("configurable") or {}
+    if configurable.get("thread_id") in (None, ""):
+        raise ValidationFailed(
+            "the config has no thread_id: pass {'configurable': {'thread_id': '...'}} to say which conversation this is"
+        )
+    checkpoint_ns = configurable.get("checkpoint_ns")
+    return (
+        _thread(configurable["thread_id"]),
+        None if checkpoint_ns is None else str(checkpoint_ns),
+        get_checkpoint_id(config),
+    )
+
+
+def _thread(thread_id: object) -> str:
+    text = str(thread_id)
+    check_characters(text, "thread_id")
+    return text
+
+
+def _config(place: Place) -> RunnableConfig:
+    return {"configurable": place._asdict()}
+
+
+def _version(version: object) -> str:
+    """A channel version as a key: 1 and "1" differ."""
+    return version if isinstance(version, str) else json.dumps(version)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
