@@ -160,13 +160,17 @@ def find(question: FindCheckpoints, lens: Lens, recent: Recent, codec: Codec) ->
     return (yield from _load(rows, lens, recent, codec))
 
 
-def _load(rows: Sequence[CheckpointRow], lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
+def _load(
+    rows: Sequence[CheckpointRow], lens: Lens, recent: Recent, codec: Codec, only: frozenset[str] | None = None
+) -> Plan[list[Loaded]]:
     groups: dict[tuple[str, str], list[CheckpointRow]] = defaultdict(list)
     for row in rows:
         groups[row.place.thread_id, row.place.checkpoint_ns].append(row)
     loaded: dict[Place, Loaded] = {}
     for (thread_id, checkpoint_ns), members in groups.items():
-        versions = {row.place: lens.versions(row) for row in members}
+        versions = {
+            row.place: {c: v for c, v in lens.versions(row).items() if only is None or c in only} for row in members
+        }
         keys = {ValueKey(channel, version) for of in versions.values() for channel, version in of.items()}
         values = yield from _values(members[0].place, keys, recent, codec)
         found = yield from FindWrites(thread_id, checkpoint_ns, tuple(row.place.checkpoint_id for row in members))
@@ -236,12 +240,7 @@ def ancestry(place: Place, channels: Sequence[str], lens: Lens, recent: Recent, 
         current = yield from FindCheckpoints(place.thread_id, place.checkpoint_ns, parent)
         if not current:
             break
-        wanted = frozenset(missing)
-
-        def some(row: CheckpointRow, wanted: frozenset[str] = wanted) -> Versions:
-            return {channel: version for channel, version in lens.versions(row).items() if channel in wanted}
-
-        line += yield from _load(current, some, recent, codec)
+        line += yield from _load(current, lens, recent, codec, frozenset(missing))
         missing -= line[-1].values.keys()
     return line
 

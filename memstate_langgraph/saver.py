@@ -20,10 +20,10 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
-    SerializerProtocol,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
+from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
@@ -35,6 +35,8 @@ from memstate_langgraph.rules import check_characters, check_count
 from memstate_langgraph.run import AsyncStorage, Storage
 
 R = TypeVar("R")
+
+Found = list[checkpoints.Loaded]
 
 PAGE = 32
 """How many checkpoints `list` reads in one transaction."""
@@ -135,7 +137,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
         return _Put(place, work)
 
-    def _stored(self, made: _Put, values: Mapping[ValueKey, Stored]) -> RunnableConfig:
+    def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
         return _config(made.place)
 
@@ -186,15 +188,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         return self._one(config, await self._arun(self._find_one(config)))
 
-    def _find_one(self, config: RunnableConfig) -> Work[list[checkpoints.Loaded]]:
+    def _find_one(self, config: RunnableConfig) -> Work[Found]:
         thread_id, checkpoint_ns, checkpoint_id = _where(config)
         question = FindCheckpoints(thread_id, checkpoint_ns or "", checkpoint_id, limit=1)
         return self._find(question)
 
-    def _find(self, question: FindCheckpoints) -> Work[list[checkpoints.Loaded]]:
+    def _find(self, question: FindCheckpoints) -> Work[Found]:
         return checkpoints.find(question, _Lens(self.serde), self._recent, Codec(self.serde))
 
-    def _one(self, config: RunnableConfig, found: list[checkpoints.Loaded]) -> CheckpointTuple | None:
+    def _one(self, config: RunnableConfig, found: Found) -> CheckpointTuple | None:
         if not found:
             return None
         made = self._tuple(found[0])
@@ -212,7 +214,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         body = self.serde.loads_typed((row.kind, row.body))
         return CheckpointTuple(
             config=_config(row.place),
-            checkpoint={
+            checkpoint={  # type: ignore[typeddict-item]  # the body is a checkpoint but for its values
                 **body,
                 "channel_values": {
                     channel: codec.loads(value.kind, value.data) for channel, value in loaded.values.items()
@@ -283,15 +285,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         found: Sequence[checkpoints.Loaded] = latest()
         return found[0].row.place if found else None
 
-    def _ancestry(self, place: Place, channels: Sequence[str]) -> Work[Sequence[checkpoints.Loaded]]:
-        return cast(
-            "Work[Sequence[checkpoints.Loaded]]",
-            checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, Codec(self.serde)),
-        )
+    def _ancestry(self, place: Place, channels: Sequence[str]) -> Work[Found]:
+        return checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, Codec(self.serde))
 
-    def _history(
-        self, channels: Sequence[str], line: Sequence[checkpoints.Loaded]
-    ) -> Mapping[str, DeltaChannelHistory]:
+    def _history(self, channels: Sequence[str], line: Found) -> Mapping[str, DeltaChannelHistory]:
         codec = Codec(self.serde)
         history: dict[str, DeltaChannelHistory] = {}
         for channel in channels:
@@ -385,7 +382,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     # --- versions, closing
 
-    def get_next_version(self, current: str | None, channel: None) -> str:
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 -- LangGraph's signature
         """Rising strings that differ between forks of one checkpoint."""
         number = 0 if current is None else int(str(current).split(".", maxsplit=1)[0])
         return f"{number + 1:010}.{secrets.token_hex(4)}"
