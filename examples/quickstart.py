@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
@@ -137,6 +137,10 @@ def call(name: str, **arguments: Any) -> Callable[[str], AIMessage]:
     return lambda _: AIMessage("", tool_calls=[{"name": name, "args": arguments, "id": f"call-{os.urandom(4).hex()}"}])
 
 
+def remember(**fields: str) -> Callable[[str], AIMessage]:
+    return call("remember", fact={"type": "preference", **fields})
+
+
 def forget_what_was_found(last: str) -> AIMessage:
     found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", last)
     return call("forget", fact_id=found.group() if found else "")(last)
@@ -149,9 +153,9 @@ def answer(text: str) -> Callable[[str], AIMessage]:
 class ScriptedModel(BaseChatModel):
     """Says what a model might say: for each thing the user says, a reply and one for each tool result."""
 
-    script: dict[str, list[Callable[[str], AIMessage]]] = {
+    script: ClassVar[dict[str, list[Callable[[str], AIMessage]]]] = {
         "I am a vegetarian.": [
-            call("remember", fact={"type": "preference", "topic": "food", "content": "Ana is a vegetarian", "feeling": "likes"}),
+            remember(topic="food", content="Ana is a vegetarian", feeling="likes"),
             answer("I will remember that you are a vegetarian."),
         ],
         "What could you cook for me tonight?": [
@@ -160,8 +164,8 @@ class ScriptedModel(BaseChatModel):
         ],
         "And I can't stand loud places.": [
             # a model sends malformed arguments: a missing field, and a word that is not in the list
-            call("remember", fact={"type": "preference", "topic": "places", "feeling": "hates"}),
-            call("remember", fact={"type": "preference", "topic": "places", "content": "Ana avoids loud places", "feeling": "dislikes"}),
+            remember(topic="places", feeling="hates"),
+            remember(topic="places", content="Ana avoids loud places", feeling="dislikes"),
             answer("Noted: no loud places."),
         ],
         "Forget what I said about food.": [
@@ -176,7 +180,7 @@ class ScriptedModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def bind_tools(self, tools: Sequence[Any], **options: Any) -> Any:
+    def bind_tools(self, tools: Sequence[Any], **options: Any) -> Any:  # noqa: ARG002 -- it knows its lines
         return self
 
     def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:

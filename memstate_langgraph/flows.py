@@ -232,6 +232,17 @@ class Core:
             return draft.results[0]
         return (yield from self.join(transaction, change))
 
+    def change_many(self, changes: Sequence[Change]) -> Flow[list[list[str]]]:
+        """Make several changes as one transaction, or in the one that surrounds the caller."""
+        transaction = self.ambient.get()
+        if transaction is None:
+            draft, _ = yield from self.write(changes)
+            return draft.results
+        results: list[list[str]] = []
+        for change in changes:
+            results += [(yield from self.join(transaction, change))]
+        return results
+
     def join(self, transaction: Transaction, change: Change) -> Flow[list[str]]:
         if not transaction.open:
             raise ValidationFailed("transaction: its block has ended; make the change through the store")

@@ -17,7 +17,7 @@ from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
-from memstate_langgraph.rules import Constraint, Rules, check_count, check_text
+from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text
 from memstate_langgraph.run import AsyncStorage, Flow, Storage, aperform, perform
 
 R = TypeVar("R")
@@ -98,9 +98,27 @@ class _Store:
         check_text(session_id, "session_id")
         return Discard(session_id, by)
 
-    def _rollback(self, steps: int, session_id: str | None, by: By) -> Change:
+    def _rollback(
+        self,
+        steps: int,
+        session_id: str | None,
+        by: By,
+        namespace: Namespace | None,
+        types: Iterable[str] | None,
+        key: str | None,
+    ) -> Change:
         check_count(steps, "steps")
-        return Rollback(steps, session_id, by)
+        if namespace is not None:
+            check_namespace(namespace)
+        return Rollback(steps, session_id, by, namespace, None if types is None else frozenset(types), _key(key))
+
+    def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
+        facts = list(facts)
+        keys = [None if key is None else f"{key}:{i}" for i in range(len(facts))]
+        return [
+            self._put(fact, False, by, each, None, "id" in getattr(fact, "model_fields_set", ()))
+            for fact, each in zip(facts, keys, strict=True)
+        ]
 
     def _bound(self, transaction: Transaction) -> Self:
         bound = copy.copy(self)
@@ -169,6 +187,19 @@ class MemoryStore(_Store):
         by = self._by(session_id, actor, reason, cause)
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
         return self._do(self._core.change(change))[0]
+
+    def commit_many(
+        self,
+        facts: Iterable[Fact],
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
+    ) -> list[str]:
+        """Store facts as one transaction, with one call of each vector store; their ids in order."""
+        changes = self._put_many(facts, self._by(session_id, actor, reason, cause), idempotency_key)
+        return [fact_id for (fact_id,) in self._do(self._core.change_many(changes))]
 
     def commit_model(
         self,
@@ -244,15 +275,20 @@ class MemoryStore(_Store):
         session_id: str | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
     ) -> list[str]:
         """Undo the last transactions in force (of a session), all or none; the ids of the facts it touched.
 
         Facts get back exactly what they were (their `version` moves on), in the vector stores too. Fewer
         steps than asked for are undone if there are no more. Raises `ConflictError` if another session
-        has changed one of the facts since.
+        has changed one of the facts since, or if one lies outside `namespace` or `types`, where given.
         """
-        by = self._by(None, actor, reason, None)
-        return self._do(self._core.change(self._rollback(steps, session_id, by)))
+        by = self._by(None, actor, reason, cause)
+        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
+        return self._do(self._core.change(change))
 
     @contextmanager
     def transaction(
@@ -374,6 +410,19 @@ class AsyncMemoryStore(_Store):
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
         return (await self._do(self._core.change(change)))[0]
 
+    async def commit_many(
+        self,
+        facts: Iterable[Fact],
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
+    ) -> list[str]:
+        """See `MemoryStore.commit_many`."""
+        changes = self._put_many(facts, self._by(session_id, actor, reason, cause), idempotency_key)
+        return [fact_id for (fact_id,) in await self._do(self._core.change_many(changes))]
+
     async def commit_model(
         self,
         model: BaseModel,
@@ -445,10 +494,15 @@ class AsyncMemoryStore(_Store):
         session_id: str | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
     ) -> list[str]:
         """See `MemoryStore.rollback`."""
-        by = self._by(None, actor, reason, None)
-        return await self._do(self._core.change(self._rollback(steps, session_id, by)))
+        by = self._by(None, actor, reason, cause)
+        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
+        return await self._do(self._core.change(change))
 
     @asynccontextmanager
     async def transaction(

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from memstate_langgraph.errors import ConflictError, FactNotFound, ValidationFailed
-from memstate_langgraph.facts import NO_CAUSE, NOWHERE, Cause, Entry, Fact, Operation, Query, Standing
+from memstate_langgraph.facts import NO_CAUSE, NOWHERE, Cause, Entry, Fact, Namespace, Operation, Query, Standing
 from memstate_langgraph.ops import Append, Find, Holders, Load, Plan, ReadLog, Reserve, Single, Steps
 from memstate_langgraph.rules import Rules, canonical
 
@@ -80,11 +80,19 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Undo the last transactions in force, of a session or of all."""
+    """Undo the last transactions in force, of a session or of all; only within a namespace and types, if given."""
 
     steps: int
     session_id: str | None
     by: By
+    namespace: Namespace | None = None
+    types: frozenset[str] | None = None
+    idempotency_key: str | None = None
+
+    def admits(self, fact: Fact) -> bool:
+        return (self.namespace is None or fact.namespace == self.namespace) and (
+            self.types is None or fact.type in self.types
+        )
 
 
 Change = Put | Patch | Drop | Promote | Discard | Rollback
@@ -164,7 +172,7 @@ class Draft:
 
     def decide(self, change: Change) -> Plan[list[str]]:
         """Add a change; answers with the ids of the facts it touches."""
-        key = None if isinstance(change, Promote | Discard | Rollback) else change.idempotency_key
+        key = None if isinstance(change, Promote | Discard) else change.idempotency_key
         if key is not None:
             done = yield from self._done(key)
             if done is not None:
@@ -183,7 +191,7 @@ class Draft:
                 ids = yield from self._discard(change)
             case Rollback():
                 ids = yield from self._rollback(change)
-        if key is not None:
+        if key is not None and ids:
             self._keys[key] = ids[0]
         if len(self._sessions) > 1:
             named = " and ".join(sorted(repr(session) for session in self._sessions))
@@ -296,12 +304,14 @@ class Draft:
         touched: list[str] = []
         for tx in transactions:
             for undone in (yield from ReadLog(tx=tx)):  # newest first
-                yield from self._undo(undone, change.by)
+                if any(fact is not None and not change.admits(fact) for fact in (undone.before, undone.after)):
+                    raise ConflictError("rollback: the last steps touched facts outside the given scope; not undone")
+                yield from self._undo(undone, change.by, None if touched else change.idempotency_key)
                 touched.append(undone.fact_id)
         self.undone += transactions
         return list(dict.fromkeys(touched))
 
-    def _undo(self, undone: Entry, by: By) -> Plan[None]:
+    def _undo(self, undone: Entry, by: By, key: str | None) -> Plan[None]:
         yield from self._stand([undone.fact_id])
         standing = self._standing[undone.fact_id]
         if standing.head != undone.seq:
@@ -311,17 +321,17 @@ class Draft:
                 f"(log entry {later.seq}, {later.op}); undoing entry {undone.seq} would lose that change"
             )
         before = undone.before
-        key = None if before is None else single(before)
-        if key is not None and before is not None:
-            yield from self._hold([key])
-            holder = self._holders[key]
+        held = None if before is None else single(before)
+        if held is not None and before is not None:
+            yield from self._hold([held])
+            holder = self._holders[held]
             if holder is not None and holder != before.id:
                 raise ConflictError(
-                    f"rollback: fact {before.id} would again hold {key[0]!r} key {key[2]}, which fact {holder} "
+                    f"rollback: fact {before.id} would again hold {held[0]!r} key {held[2]}, which fact {holder} "
                     f"of session {(yield from self._session_of(holder))!r} holds now"
                 )
         by = replace(by, session_id=undone.session_id)
-        yield from self._record(Operation.ROLLBACK, undone.fact_id, before, by, undoes=undone)
+        yield from self._record(Operation.ROLLBACK, undone.fact_id, before, by, key, undoes=undone)
 
     def _session_of(self, fact_id: str) -> Plan[str | None]:
         yield from self._stand([fact_id])

@@ -1,0 +1,183 @@
+"""Nodes with which a graph recalls, remembers and rolls back, for a plain `StateGraph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import BaseModel
+
+from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.facts import Fact, ScoredFact
+from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
+from memstate_langgraph.tools import describe
+
+Update = dict[str, Any]
+NAMESPACE = ("memories", "{user_id}")
+
+
+class MemoryNode(Runnable[Any, Update]):
+    """What the nodes share: a scope from the config, and one script for both doors."""
+
+    def __init__(self, memory: Store, namespace: Sequence[str]) -> None:
+        self.memory = memory
+        self.template = Template(namespace)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Update:  # noqa: A002 -- LangChain's
+        return act(self.script(input, Scope.of(self.template, config)), self.memory)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Update:  # noqa: A002
+        return await aact(self.script(input, Scope.of(self.template, config)), self.memory)
+
+    def script(self, state: Any, scope: Scope) -> Script[Update]:
+        raise NotImplementedError
+
+
+class RecallNode(MemoryNode):
+    """Puts the facts nearest to a query into the state, before a model is called.
+
+    The query is the text of the last human message, or what `query(state)` returns; without one nothing
+    is recalled. `into` receives a list of dicts `id, type, payload, score`; with `as_message=True`,
+    `messages` receives a system message instead, the same one at each call.
+    """
+
+    def __init__(
+        self,
+        memory: Store,
+        namespace: Sequence[str] = NAMESPACE,
+        types: Sequence[str] | None = None,
+        limit: int = 5,
+        query: Callable[[Any], str | None] | None = None,
+        into: str = "memories",
+        score_threshold: float | None = None,
+        as_message: bool = False,
+    ) -> None:
+        super().__init__(memory, namespace)
+        self.types, self.limit, self.into = types, limit, into
+        self.score_threshold, self.as_message = score_threshold, as_message
+        self.query = query or last_human_text
+
+    def script(self, state: Any, scope: Scope) -> Script[Update]:
+        query = self.query(state)
+        found: list[ScoredFact] = []
+        if query and query.strip():
+            found = yield from ask(
+                "search",
+                query,
+                limit=self.limit,
+                filters=None if self.types is None else {"type": {"$in": list(self.types)}},
+                score_threshold=self.score_threshold,
+                namespace=scope.namespace,
+            )
+        if self.as_message:
+            told = "\n".join(f"- {describe(hit.fact)}" for hit in found) or "- nothing about this"
+            message = SystemMessage(f"What you remember that may matter here:\n{told}", id="memstate-recall")
+            return {"messages": [message]}
+        return {
+            self.into: [
+                {"id": hit.fact.id, "type": hit.fact.type, "payload": hit.fact.payload, "score": hit.score}
+                for hit in found
+            ]
+        }
+
+
+class RememberNode(MemoryNode):
+    """Commits facts found in the state, all as one transaction; once, also when its task runs again.
+
+    `facts` is a state key or `facts(state)`: instances of registered models, `Fact`s, or dicts with `type`
+    and `payload`. Namespace and session are the scope's, whatever a fact says. `into` names the state
+    key that receives their ids.
+    """
+
+    def __init__(
+        self,
+        memory: Store,
+        facts: str | Callable[[Any], Iterable[Any] | None],
+        namespace: Sequence[str] = NAMESPACE,
+        types: Sequence[str] | None = None,
+        into: str | None = None,
+    ) -> None:
+        super().__init__(memory, namespace)
+        self.types, self.into = types, into
+        self.facts = (lambda state: value_of(state, facts)) if isinstance(facts, str) else facts
+
+    def script(self, state: Any, scope: Scope) -> Script[Update]:
+        facts = [self._fact(found, scope) for found in self.facts(state) or ()]
+        ids: list[str] = []
+        if facts:
+            ids = yield from ask(
+                "commit_many",
+                facts,
+                session_id=scope.session_id,
+                actor="node",
+                idempotency_key=scope.key("RememberNode"),
+                cause=scope.cause,
+            )
+        return {} if self.into is None else {self.into: ids}
+
+    def _fact(self, found: Any, scope: Scope) -> Fact:
+        given: dict[str, Any]
+        if isinstance(found, Fact):
+            given = {name: getattr(found, name) for name in found.model_fields_set}
+        elif isinstance(found, BaseModel):
+            given = {"type": self.memory.rules.typename_of(found), "payload": found.model_dump(mode="json")}
+        elif isinstance(found, Mapping) and {"type", "payload"} <= found.keys() <= {"type", "payload", "source"}:
+            given = dict(found)
+        else:
+            raise ValidationFailed(
+                "RememberNode: a fact is a registered model, a Fact, or a dict with 'type' and 'payload', "
+                f"not {type(found).__name__}"
+            )
+        if self.types is not None and given["type"] not in self.types:
+            raise ValidationFailed(f"RememberNode: facts of type {given['type']!r} are not among {list(self.types)}")
+        given.pop("session_id", None)
+        return Fact(**{**given, "namespace": scope.namespace})
+
+
+class RollbackNode(MemoryNode):
+    """Undoes the last `steps` transactions of this thread when `when(state)` holds; once per task.
+
+    Nothing is undone, and `ConflictError` raised, if a step touched facts outside the namespace or someone
+    else changed a fact since. `into` names the state key that receives the ids of the facts touched.
+    """
+
+    def __init__(
+        self,
+        memory: Store,
+        when: Callable[[Any], bool] | None = None,
+        steps: int | Callable[[Any], int] = 1,
+        namespace: Sequence[str] = NAMESPACE,
+        into: str | None = None,
+    ) -> None:
+        super().__init__(memory, namespace)
+        self.when, self.steps, self.into = when, steps, into
+
+    def script(self, state: Any, scope: Scope) -> Script[Update]:
+        touched: list[str] = []
+        if self.when is None or self.when(state):
+            if scope.session_id is None:
+                raise ValidationFailed("RollbackNode: the config has no thread_id whose steps could be undone")
+            touched = yield from ask(
+                "rollback",
+                self.steps(state) if callable(self.steps) else self.steps,
+                session_id=scope.session_id,
+                actor="node",
+                namespace=scope.namespace,
+                idempotency_key=scope.key("RollbackNode"),
+                cause=scope.cause,
+            )
+        return {} if self.into is None else {self.into: touched}
+
+
+def value_of(state: Any, key: str) -> Any:
+    """A state's value, of a dict, a dataclass or a pydantic model."""
+    return state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+
+
+def last_human_text(state: Any) -> str | None:
+    for message in reversed(value_of(state, "messages") or ()):
+        if isinstance(message, BaseMessage) and message.type == "human":
+            return str(message.text)
+    return None

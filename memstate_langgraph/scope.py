@@ -1,0 +1,112 @@
+"""Whose memory a tool or node works on: decided by the application's config, never by a model."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
+
+from memstate_langgraph.errors import ScopeError, ValidationFailed
+from memstate_langgraph.facts import Cause, Namespace
+from memstate_langgraph.graph import cause_of
+from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+from memstate_langgraph.rules import canonical, check_characters
+from memstate_langgraph.run import adrive, drive
+
+R = TypeVar("R")
+Store = MemoryStore | AsyncMemoryStore
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class Template:
+    """A namespace with slots such as `("memories", "{user_id}")`, filled from the config or the runtime context."""
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        if isinstance(parts, str) or not all(isinstance(cast("object", part), str) and part for part in parts):
+            raise ValidationFailed(f"namespace: must be a tuple of non-empty strings, not {parts!r}")
+        self.parts = tuple(parts)
+
+    def fill(self, values: Callable[[str], object]) -> Namespace:
+        # each slot is filled once, inside its own part: a value with braces or slashes stays one value
+        return tuple(_SLOT.sub(lambda slot: _filled(slot[1], values(slot[1])), part) for part in self.parts)
+
+
+def _filled(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ScopeError(
+            f"the application did not say whose memory this is: config['configurable'][{name!r}] is missing; "
+            "nothing was read or written"
+        )
+    text = str(value)
+    try:
+        check_characters(text, name)
+    except ValidationFailed as error:
+        raise ScopeError(str(error)) from error
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The namespace and session of a running task, and what is recorded with its changes."""
+
+    namespace: Namespace
+    session_id: str | None
+    cause: Cause
+
+    @classmethod
+    def of(cls, template: Template, config: Mapping[str, Any] | None, tool_call_id: str | None = None) -> Scope:
+        configurable = (config or {}).get("configurable") or {}
+        context = getattr(configurable.get("__pregel_runtime"), "context", None)
+
+        def value(name: str) -> object:
+            if configurable.get(name) is not None:
+                return configurable[name]
+            return context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
+
+        cause = cause_of(config or {}, tool_call_id)
+        return cls(template.fill(value), cause.thread_id, cause)
+
+    def key(self, *parts: object) -> str | None:
+        """An idempotency key for something this task does, the same when the task runs again; None outside one."""
+        if self.cause.task_id is None:
+            return None
+        told = [self.cause.thread_id, self.cause.checkpoint_ns, self.namespace, self.cause.task_id, *parts]
+        return "task:" + hashlib.sha256(canonical(told).encode()).hexdigest()[:40]
+
+
+class Ask(NamedTuple):
+    """A call of the memory store, whichever door it has."""
+
+    method: str
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def on(self, memory: Store) -> Any:
+        return getattr(memory, self.method)(*self.args, **self.options)
+
+
+Script = Generator[Ask, Any, R]
+"""What a tool or node does, written once for both doors."""
+
+
+def ask(method: str, *args: Any, **options: Any) -> Script[Any]:
+    answer = yield Ask(method, args, options)
+    return answer
+
+
+def act(script: Script[R], memory: Store) -> R:
+    if isinstance(memory, AsyncMemoryStore):
+        raise ValidationFailed(
+            "this graph runs through the sync door but its memory is an AsyncMemoryStore: "
+            "call ainvoke or astream, or build the tools and nodes on a MemoryStore"
+        )
+    return drive(script, lambda question: question.on(memory))
+
+
+async def aact(script: Script[R], memory: Store) -> R:
+    if isinstance(memory, MemoryStore):
+        return await asyncio.to_thread(act, script, memory)  # its disk and vector store must not block the loop
+    return await adrive(script, lambda question: question.on(memory))

@@ -1,0 +1,136 @@
+"""Deliberate breakages of the promises, each of which some test must catch: `python -m tests.mutants`.
+
+A checker that never fails proves nothing. Each mutant is one edit of the package in a copy of the project; the
+tests named beside it run against the copy and must fail there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    breaks: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+    def apply(self, root: Path) -> None:
+        path = root / "memstate_langgraph" / self.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise SystemExit(f"mutant {self.breaks!r}: {self.old!r} occurs {text.count(self.old)} times in {self.file}")
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+FAULTS = "tests/test_faults.py"
+CORE = "tests/test_core.py"
+SQLITE = "tests/test_sqlite.py"
+VECTORS = "tests/test_vectors.py"
+
+MUTANTS = [
+    # the commit protocol
+    Mutant("no intent before the upsert", "flows.py", "            yield intend(tuple(Vector(made.vector_id, hook.name, key[1], due=lease) for key, made in fresh.items()))\n", "", FAULTS),
+    Mutant("vectors are not made live", "flows.py", "    if born and (yield from Activate(born)) != len(born):", "    if born and False:", VECTORS),
+    Mutant("no fence", "flows.py", "(yield from Activate(born)) != len(born)", "(yield from Activate(born)) < 0", VECTORS),
+    Mutant("old vectors stay live", "flows.py", "        yield from Retire(tuple(seqs.items()), retire_at)\n", "        pass\n", VECTORS),
+    Mutant("failed vectors are not given up", "flows.py", "            yield abandon(tuple(made.vector_id for made in prepared.values()), time.time())", "            pass", VECTORS),
+    Mutant("expired intents are not reaped", "flows.py", "        yield abandon(None, now)\n", "", FAULTS),
+    Mutant("no tombstone for a late write", "backends/sql.py", "UPDATE vectors SET state = 'retired', due = ?, late = 1 WHERE", "UPDATE vectors SET state = 'retired', due = ?, late = 0 WHERE", VECTORS),
+    Mutant("a failing upsert is ignored", "flows.py", "                raise HookError(\n                    f\"vector store {hook.name!r} failed", "                HookError(\n                    f\"vector store {hook.name!r} failed", VECTORS),
+    Mutant("texts are not compared again under the lock", "flows.py", "    unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())", "    unprepared = any(key not in prepared for key in texts)", VECTORS),
+    Mutant("a veto is ignored", "flows.py", "                raise HookError(f\"a hook refused the change: {error}\") from error", "                pass", CORE),
+    Mutant("a fact without text keeps its old vector", "backends/sql.py", "WHERE fact_id = ? AND state = 'live' AND born < ?", "WHERE fact_id = ? AND state = 'live' AND born < ? AND 0", VECTORS),
+    Mutant("collection ignores the grace time", "backends/sql.py", "FROM vectors WHERE due <= ? AND state <> 'live'", "FROM vectors WHERE (due <= ? OR 1) AND state <> 'live'", VECTORS),
+    Mutant("collection takes live vectors", "backends/sql.py", "due <= ? AND state <> 'live' AND state <> 'intended'", "(due <= ? OR due IS NULL) AND state <> 'intended'", FAULTS),
+    # search
+    Mutant("search without a snapshot", "flows.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
+    Mutant("search shows retired vectors", "backends/sql.py", " AND v.born <= ? AND (v.died IS NULL OR v.died > ?)", " AND v.born <= ? AND ? > 0", VECTORS),
+    Mutant("search does not widen", "flows.py", "                if len(hits) < k or below or", "                if True or below or", VECTORS),
+    Mutant("search trusts the store's filter", "flows.py", "                    and answers(fact, scope)\n", "", VECTORS),
+    Mutant("no score threshold", "flows.py", "                    and (threshold is None or score >= threshold)\n", "", VECTORS),
+    # singleton and constraints
+    Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
+    Mutant("a singleton is inserted again", "plans.py", "        if holder is not None:\n            return holder\n        if change.id_given", "        if change.id_given", CORE),
+    Mutant("the singleton ignores the namespace", "plans.py", "(fact.type, fact.namespace, fact.singleton)", "(fact.type, (), fact.singleton)", CORE),
+    Mutant("immutable facts change", "rules.py", "        if self.constraint(fact.type).immutable:", "        if False:", CORE),
+    Mutant("expected_version is ignored", "plans.py", "    if version is not None and version != actual:", "    if False:", CORE),
+    Mutant("idempotency keys are ignored", "plans.py", "            if done is not None:\n", "            if False:\n", CORE),
+    # rollback
+    Mutant("rollback clobbers later changes", "plans.py", "        if standing.head != undone.seq:", "        if False:", CORE),
+    Mutant("rollback undoes the same step twice", "plans.py", "        self.undone += transactions\n", "", CORE),
+    Mutant("rollback ignores the session", "backends/sql.py", '("", ()) if op.session_id is None else', '("", ()) if True else', CORE),
+    Mutant("a rollback counts as a step", "plans.py", "        return any(entry.undoes is None for entry in self.entries)", "        return True", CORE),
+    Mutant("undone changes stand in the way", "plans.py", "            base=standing.head if undoes is None else undoes.base,", "            base=standing.head,", CORE),
+    Mutant("rollback undoes oldest first", "backends/sql.py", "{where} ORDER BY seq DESC LIMIT ?", "{where} ORDER BY seq LIMIT ?", CORE),
+    Mutant("versions go back on rollback", "plans.py", "        version = standing.version + 1\n", "        version = standing.version + (1 if undoes is None else 0)\n", CORE),
+    # storage
+    Mutant("the log may be changed", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
+    Mutant("the log may be deleted", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
+    Mutant("writes begin as reads", "backends/sqlite.py", '"BEGIN IMMEDIATE" if work.write else "BEGIN"', '"BEGIN"', SQLITE),
+    Mutant("an error commits", "backends/sqlite.py", '                    if connection.in_transaction:\n                        connection.execute("ROLLBACK")\n                    raise\n            finally', '                    if connection.in_transaction:\n                        connection.execute("COMMIT")\n                    raise\n            finally', FAULTS),
+    Mutant("no commit", "backends/sqlite.py", '                    connection.execute("COMMIT")\n                except BaseException', '                    connection.execute("ROLLBACK")\n                except BaseException', CORE),
+    Mutant("facts are not written", "backends/sql.py", "    rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]", "    rows: list[Row] = []", CORE),
+    Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
+]  # fmt: skip
+
+
+def survives(mutant: Mutant, folder: Path) -> tuple[bool, float]:
+    """Whether the tests pass in spite of the mutant, and how many seconds that took."""
+    root = folder / str(abs(hash(mutant.breaks)))
+    for name in ("memstate_langgraph", "tests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    mutant.apply(root)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    shutil.rmtree(root)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"mutant {mutant.breaks!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return done.returncode == 0, time.monotonic() - began
+
+
+def run(mutants: Sequence[Mutant], workers: int = 2) -> list[str]:
+    """Try the mutants, print a table; the survivors."""
+    table = Table("breakage", "in", "caught", "by", "seconds", title=f"{len(mutants)} mutants")
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda mutant: survives(mutant, Path(folder)), mutants)
+        for mutant, (survived, seconds) in zip(mutants, track(results, "mutants", len(mutants)), strict=True):
+            caught = "[red]NO[/red]" if survived else "yes"
+            table.add_row(mutant.breaks, mutant.file, caught, mutant.tests, f"{seconds:.0f}")
+            if survived:
+                survivors.append(mutant.breaks)
+    Console().print(table)
+    return survivors
+
+
+if __name__ == "__main__":
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant.breaks for word in sys.argv[1:])]
+    if survivors := run(chosen):
+        raise SystemExit(f"{len(survivors)} survived: {', '.join(survivors)}")
