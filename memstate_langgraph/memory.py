@@ -300,12 +300,12 @@ class MemoryStore(_Store):
         through `tx` and through the store itself; `search` does not.
         """
         transaction = self._core.begin(self._by(session_id, actor, reason, None))
-        token = self._core.ambient.set(transaction)
+        self._core.ambient.set(transaction)
         try:
             yield self._bound(transaction)
         finally:
             transaction.open = False
-            self._core.ambient.reset(token)
+            self._core.ambient.set(None)  # there is no outer one; a token would bind the block to one context
         perform(self._core.finish(transaction), self.storage)
 
     def get(self, fact_id: str) -> Fact | None:
@@ -510,12 +510,12 @@ class AsyncMemoryStore(_Store):
     ) -> AsyncIterator[AsyncMemoryStore]:
         """See `MemoryStore.transaction`."""
         transaction = self._core.begin(self._by(session_id, actor, reason, None))
-        token = self._core.ambient.set(transaction)
+        self._core.ambient.set(transaction)
         try:
             yield self._bound(transaction)
         finally:
             transaction.open = False
-            self._core.ambient.reset(token)
+            self._core.ambient.set(None)  # there is no outer one; a token would bind the block to one context
         await aperform(self._core.finish(transaction), self.storage)
 
     async def get(self, fact_id: str) -> Fact | None:

@@ -253,7 +253,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             for found in listing.accept(self._page(await self._arun(self._find(question)), listing)):
                 yield found
 
-    def _page(self, loaded: Sequence[checkpoints.Loaded], listing: _Listing) -> Iterator[CheckpointTuple | str]:
+    def _page(self, loaded: Found, listing: _Listing) -> Iterator[CheckpointTuple | str]:
         """The tuples that match, and of the others only the id."""
         for one in loaded:
             about = self.serde.loads_typed((one.row.metadata_kind, one.row.metadata))
