@@ -17,6 +17,7 @@ from memstate_langgraph import (
     Operation,
     ValidationFailed,
 )
+from tests.kit import memory as memory, open_store as open_store
 from tests.models import Note, Preference, note, preference
 
 Open = Callable[..., MemoryStore]
