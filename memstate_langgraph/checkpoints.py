@@ -9,7 +9,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
+
+import ormsgpack
 
 from memstate_langgraph.checkpoint_ops import (
     CheckpointRow,
@@ -50,7 +53,11 @@ from memstate_langgraph.chunks import (
     unpack_pieces,
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint
+from memstate_langgraph.facts import Fact, Query
 from memstate_langgraph.ops import Plan, reads, writes
+from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, matches
+
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 Versions = Mapping[str, str]
 """Channel names and their versions as text."""
@@ -353,28 +360,77 @@ def _collect(pool: bytes) -> Plan[None]:
 
 # --- as facts
 
-CHECKPOINT_TYPE = "langgraph.checkpoint"
-WRITE_TYPE = "langgraph.write"
+
+@reads
+def as_facts(query: Query) -> Plan[list[Fact]]:
+    """Checkpoints or pending writes as facts, newest last; `query.filters` are already checked.
+
+    The payload tells everything but the values. Encrypted metadata is left out.
+    """
+    found: list[Fact] = []
+    if query.namespace:
+        return found
+    if query.type == CHECKPOINT_TYPE:
+        rows = yield from FindCheckpoints(query.session_id)
+        made = (checkpoint_fact(row) for row in reversed(rows))
+    else:
+        writes = yield from FindWrites(query.session_id)
+        made = (write_fact(row) for row in sorted(writes, key=lambda w: (w.place, w.task_path, w.task_id, w.idx)))
+    for fact in made:
+        if query.limit is not None and len(found) >= query.limit:
+            break
+        if matches(fact, query.filters):
+            found.append(fact)
+    return found
 
 
-def checkpoint_payload(row: CheckpointRow, body: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "thread_id": row.place.thread_id,
-        "checkpoint_ns": row.place.checkpoint_ns,
-        "checkpoint_id": row.place.checkpoint_id,
-        "parent_checkpoint_id": row.parent_id,
-        "channel_versions": dict(body.get("channel_versions") or {}),
-        "metadata": dict(metadata),
-    }
+def checkpoint_fact(row: CheckpointRow) -> Fact:
+    body, metadata = _readable(row.kind, row.body), _readable(row.metadata_kind, row.metadata)
+    ts = body.get("ts")
+    return Fact.model_construct(
+        id="/".join((CHECKPOINT_TYPE, *row.place)),
+        type=CHECKPOINT_TYPE,
+        payload={
+            **row.place._asdict(),
+            "parent_checkpoint_id": row.parent_id,
+            "ts": ts,
+            "channel_versions": dict(body.get("channel_versions") or {}),
+            "metadata": metadata,
+        },
+        session_id=row.place.thread_id,
+        source=None,
+        ts=datetime.fromisoformat(ts) if isinstance(ts, str) else EPOCH,
+        namespace=(),
+        version=1,
+        ephemeral=False,
+        singleton=None,
+    )
 
 
-def write_payload(row: WriteRow) -> dict[str, Any]:
-    return {
-        "thread_id": row.place.thread_id,
-        "checkpoint_ns": row.place.checkpoint_ns,
-        "checkpoint_id": row.place.checkpoint_id,
-        "task_id": row.task_id,
-        "task_path": row.task_path,
-        "idx": row.idx,
-        "channel": row.channel,
-    }
+def write_fact(row: WriteRow) -> Fact:
+    return Fact.model_construct(
+        id="/".join((WRITE_TYPE, *row.place, row.task_id, str(row.idx))),
+        type=WRITE_TYPE,
+        payload={
+            **row.place._asdict(),
+            "task_id": row.task_id,
+            "task_path": row.task_path,
+            "idx": row.idx,
+            "channel": row.channel,
+        },
+        session_id=row.place.thread_id,
+        source=None,
+        ts=EPOCH,
+        namespace=(),
+        version=1,
+        ephemeral=False,
+        singleton=None,
+    )
+
+
+def _readable(kind: str, data: bytes) -> dict[str, Any]:
+    """A mapping that was serialized without encryption, else nothing; never more than plain values."""
+    if kind != "msgpack":
+        return {}
+    found = ormsgpack.unpackb(data, ext_hook=lambda code, _: f"<object {code}>", option=ormsgpack.OPT_NON_STR_KEYS)
+    return found if isinstance(found, dict) else {}

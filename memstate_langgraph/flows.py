@@ -14,6 +14,7 @@ A replaced vector stays for a grace time, so that a search which began before st
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 import uuid
@@ -43,7 +44,15 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.plans import By, Change, Draft
-from memstate_langgraph.rules import Rules, check_count, check_filters, check_namespace, matches
+from memstate_langgraph.rules import (
+    CHECKPOINT_TYPE,
+    WRITE_TYPE,
+    Rules,
+    check_count,
+    check_filters,
+    check_namespace,
+    matches,
+)
 from memstate_langgraph.run import Call, Flow, acall
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
@@ -75,7 +84,11 @@ class Veto:
 
     def ask(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self.hook(entry.op, entry.fact_id, entry.after or entry.before)
+            answer = self.hook(entry.op, entry.fact_id, entry.after or entry.before)
+            if inspect.isawaitable(answer):
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                raise TypeError("this hook has to be awaited: use it with AsyncMemoryStore")
 
     async def aask(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -93,7 +106,9 @@ class Transaction:
     open: bool = True
 
     def overlay(self) -> dict[str, Fact | None]:
-        return {fact_id: self.draft.fact(fact_id) for fact_id in self.draft.touched()}
+        """Copies: what a reader does to a payload must not reach what will be committed."""
+        facts = {fact_id: self.draft.fact(fact_id) for fact_id in self.draft.touched()}
+        return {fact_id: fact and fact.model_copy(deep=True) for fact_id, fact in facts.items()}
 
 
 # --- plans
@@ -384,6 +399,7 @@ class Core:
     # --- reading
 
     def get(self, fact_id: str) -> Flow[Fact | None]:
+        check_text(fact_id, "fact_id")
         transaction = self.ambient.get()
         if transaction is not None and fact_id in (overlay := transaction.overlay()):
             return overlay[fact_id]
@@ -396,6 +412,11 @@ class Core:
         if query.namespace is not None:
             check_namespace(query.namespace)
         query = replace(query, filters=check_filters(query.filters))
+        if query.type in (CHECKPOINT_TYPE, WRITE_TYPE):
+            from memstate_langgraph.checkpoints import as_facts  # loads LangGraph, which facts alone do not need
+
+            rendered: list[Fact] = yield as_facts(query)
+            return rendered
         transaction = self.ambient.get()
         if transaction is None:
             stored: list[Fact] = yield find(query)
@@ -413,11 +434,12 @@ class Core:
             raise MemoryStoreError("search: this store has no vector hook; add a VectorStoreSyncHook")
         if not isinstance(cast("object", query), str) or not query.strip():
             raise ValidationFailed(f"search: the query must be some text, not {query!r}")
+        check_characters(query, "search: the query")
         if limit is not None:
             check_count(limit, "limit")
-        if scope.namespace is not None:
-            check_namespace(scope.namespace)
-        scope = replace(scope, filters=check_filters(scope.filters))
+        if score_threshold is not None and not isinstance(cast("object", score_threshold), int | float):
+            raise ValidationFailed(f"score_threshold: must be a number, not {score_threshold!r}")
+        scope = checked(scope)
         best: dict[str, ScoredFact] = {}
         for hook in self.vectors:
             for found in (yield from self._search(hook, query, limit, score_threshold, scope)):
@@ -461,8 +483,22 @@ class Core:
     def log(self, question: ReadLog) -> Flow[list[Entry]]:
         if question.limit is not None:
             check_count(question.limit, "limit")
+        for name in ("session_id", "fact_id"):
+            if (text := getattr(question, name)) is not None:
+                check_text(text, name)
         entries: list[Entry] = yield read_log(question)
         return entries
+
+
+def checked(query: Query) -> Query:
+    for name, text in (("typename", query.type), ("session_id", query.session_id)):
+        if text is not None:
+            check_text(text, name)
+    if query.limit is not None:
+        check_count(query.limit, "limit")
+    if query.namespace is not None:
+        check_namespace(query.namespace)
+    return replace(query, filters=check_filters(query.filters))
 
 
 def answers(fact: Fact, query: Query) -> bool:

@@ -6,19 +6,24 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
 
 RESERVED = "langgraph."
 """Types that only the checkpointer writes."""
+CHECKPOINT_TYPE = "langgraph.checkpoint"
+WRITE_TYPE = "langgraph.write"
 
 MAX_DEPTH = 100
 MAX_NAME = 512
 MAX_PAYLOAD = 16 * 1024 * 1024
+MAX_COUNT = 2**63 - 1  # what databases can count to
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,11 @@ class Rules:
         check_typename(typename)
         if not (isinstance(cast("object", model), type) and issubclass(model, BaseModel)):
             raise ValidationFailed(f"type {typename!r}: model must be a pydantic BaseModel class, not {model!r}")
-        constraint = constraint or NO_CONSTRAINT
+        constraint = NO_CONSTRAINT if constraint is None else constraint
+        if not isinstance(cast("object", constraint), Constraint):
+            raise ValidationFailed(f"type {typename!r}: constraint must be a Constraint, not {constraint!r}")
         key = constraint.singleton_key
-        if key is not None and key not in model.model_fields:
+        if key is not None and not (isinstance(cast("object", key), str) and key in model.model_fields):
             fields = ", ".join(model.model_fields)
             raise ValidationFailed(
                 f"type {typename!r}: singleton_key {key!r} is no field of {model.__name__} (it has: {fields})"
@@ -99,10 +106,14 @@ class Rules:
         if schema is None and self.strict:
             known = ", ".join(sorted(self._schemas)) or "none"
             raise ValidationFailed(f"type {fact.type!r} is not registered (registered: {known}); this store is strict")
+        if not isinstance(cast("object", fact.ts), datetime):
+            raise ValidationFailed(f"ts: must be a datetime, not {fact.ts!r}")
         payload = fact.payload
+        if not isinstance(cast("object", payload), Mapping):
+            raise ValidationFailed(f"type {fact.type!r}: the payload must be a dict, not {type(payload).__name__}")
         if schema is not None:
             try:
-                payload = schema.model.model_validate(payload).model_dump(mode="json")
+                payload = dumped(fact.type, schema.model.model_validate(payload))
             except ValidationError as error:
                 raise ValidationFailed(explain(fact.type, error)) from error
             except RecursionError as error:
@@ -121,6 +132,14 @@ class Rules:
             raise ConflictError(
                 f"Immutable constraint violation: fact {fact.id} of type {fact.type!r} cannot be changed or deleted"
             )
+
+
+def dumped(typename: str, model: BaseModel) -> dict[str, Any]:
+    """A model as JSON."""
+    try:
+        return model.model_dump(mode="json")
+    except (PydanticSerializationError, RecursionError) as error:
+        raise ValidationFailed(f"type {typename!r}: the payload cannot be written as JSON ({error})") from error
 
 
 def explain(typename: str, error: ValidationError) -> str:
@@ -208,8 +227,8 @@ def check_namespace(namespace: Namespace) -> None:
 
 
 def check_count(value: object, where: str, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValidationFailed(f"{where}: must be a whole number of at least {least}, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
+        raise ValidationFailed(f"{where}: must be a whole number from {least} to {MAX_COUNT}, not {value!r}")
 
 
 # --- filters
@@ -231,6 +250,8 @@ def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
     for key, wanted in filters.items():
         if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):
             raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(_FIELDS)}")
+        if isinstance(wanted, str):
+            check_characters(wanted, f"filters: {key!r}")
         if _is_operators(wanted):
             for name, operand in wanted.items():
                 if name not in _OPERATORS:

@@ -220,10 +220,17 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                     channel: codec.loads(value.kind, value.data) for channel, value in loaded.values.items()
                 },
             },
-            metadata=self.serde.loads_typed((row.metadata_kind, row.metadata)),
+            metadata=self._metadata(row),
             parent_config=None if row.parent_id is None else _config(row.place._replace(checkpoint_id=row.parent_id)),
             pending_writes=[self._pending(write) for write in loaded.writes],
         )
+
+    def _metadata(self, row: CheckpointRow) -> Any:
+        about = self.serde.loads_typed((row.metadata_kind, row.metadata))
+        counters = about.get("counters_since_delta_snapshot")
+        if counters:  # pairs, which the serializer gives back as lists
+            about["counters_since_delta_snapshot"] = {channel: tuple(pair) for channel, pair in counters.items()}
+        return about
 
     def _pending(self, write: WriteRow) -> tuple[str, str, Any]:
         return write.task_id, write.channel, self.serde.loads_typed((write.kind, write.value))
@@ -256,8 +263,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _page(self, loaded: Found, listing: _Listing) -> Iterator[CheckpointTuple | str]:
         """The tuples that match, and of the others only the id."""
         for one in loaded:
-            about = self.serde.loads_typed((one.row.metadata_kind, one.row.metadata))
-            yield self._tuple(one) if listing.matches(about) else one.row.place.checkpoint_id
+            yield self._tuple(one) if listing.matches(self._metadata(one.row)) else one.row.place.checkpoint_id
 
     # --- delta channels
 

@@ -128,11 +128,12 @@ def test_immutable_facts_refuse_every_change(memory: MemoryStore) -> None:
     rule = Fact(type="rule", payload={"name": "safety", "text": "v1"})
     fact_id = memory.commit(rule)
     assert memory.commit(rule) == fact_id  # the same again is no change
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: memory.commit(Fact(type="rule", payload={"name": "safety", "text": "v2"})),
         lambda: memory.update(fact_id, {"text": "v2"}),
         lambda: memory.delete(fact_id),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(ConflictError, match="Immutable constraint violation"):
             change()
     assert len(memory.log()) == 1

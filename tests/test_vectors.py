@@ -44,7 +44,7 @@ class Plug(InMemoryVectorStore):
     def __init__(self) -> None:
         super().__init__(LocalEmbeddings())
         self.fault: Callable[[Callable[[], Any]], Any] | None = None
-        self.before_search: Callable[[], None] | None = None
+        self.before_search: Callable[[], object] | None = None
         self.upserts: list[int] = []
         self.asked: list[int] = []
 
@@ -233,9 +233,9 @@ def test_search_sees_one_moment(open_store: Open, plug: Plug) -> None:
     if not isinstance(memory, MemoryStore):
         pytest.skip("a change inside the call would wait for its own loop")
     fact_id = memory.commit(note("one"))
-    plug.before_search = lambda: memory.update(fact_id, {"content": "two"}) and None
+    plug.before_search = lambda: memory.update(fact_id, {"content": "two"})
     assert found(memory) == {"one"}  # true when the search began, although its vector is replaced by now
-    plug.before_search = lambda: memory.commit(note("three")) and None
+    plug.before_search = lambda: memory.commit(note("three"))
     assert found(memory) == {"two"}
 
 

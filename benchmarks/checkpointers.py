@@ -1,0 +1,269 @@
+"""Checkpointers side by side: `python -m benchmarks.checkpointers [--turns 25 100 400 1000]`.
+
+All savers run in one process, on files in one temporary folder, with the same `synchronous` setting. A turn is one
+`invoke` of a graph with plain `add_messages`: a question and an answer of about 250 characters each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import operator
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Send
+from rich.console import Console
+from rich.table import Table
+
+from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, MemoryStore, MemStateCheckpointer, SQLiteStorage
+
+SYNCHRONOUS = "NORMAL"
+CONFIG: Any = {"configurable": {"thread_id": "t"}}
+
+
+# --- the contestants: each a context manager that gives a saver on a path
+
+
+@contextmanager
+def ours(path: Path) -> Iterator[Any]:
+    with MemoryStore(SQLiteStorage(path, synchronous="NORMAL")) as memory:
+        yield MemStateCheckpointer(memory=memory)
+
+
+@contextmanager
+def in_memory(path: Path) -> Iterator[Any]:  # noqa: ARG001 -- the same signature as the others
+    yield InMemorySaver()
+
+
+@contextmanager
+def sqlite_saver(path: Path) -> Iterator[Any]:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = SqliteSaver(connection)
+    saver.setup()
+    connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+    yield saver
+    connection.close()
+
+
+SAVERS: dict[str, Callable[[Path], Any]] = {"ours": ours, "InMemorySaver": in_memory, "SqliteSaver": sqlite_saver}
+
+
+def text(i: int) -> str:
+    return f"{i} " + os.urandom(120).hex()
+
+
+def chat(saver: Any) -> Any:
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", lambda state: {"messages": [AIMessage(text(len(state["messages"])))]})
+    graph.add_edge(START, "agent")
+    return graph.compile(checkpointer=saver)
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes on disk after the write-ahead log is folded in."""
+    if not path.exists():
+        return 0
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+class Clock:
+    def __init__(self) -> None:
+        gc.collect()
+        self._began = time.perf_counter()
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._began
+
+
+def chat_run(make: Callable[[Path], Any], path: Path, turns: int) -> dict[str, float]:
+    with make(path) as saver:
+        app = chat(saver)
+        clock = Clock()
+        for i in range(turns):
+            app.invoke({"messages": [HumanMessage(text(i))]}, CONFIG)
+        wall = clock()
+        size = bytes_of(path)
+        in_ram = isinstance(saver, InMemorySaver)
+        if in_ram:
+            resume, history = timed_reads(app)
+    if not in_ram:
+        with make(path) as saver:  # as a new process would, nothing is cached
+            resume, history = timed_reads(chat(saver))
+    return {"wall ms/turn": wall / turns * 1e3, "resume ms": resume * 1e3, "history of 20 ms": history * 1e3,
+            "bytes/turn": size / turns}  # fmt: skip
+
+
+def timed_reads(app: Any) -> tuple[float, float]:
+    clock = Clock()
+    app.get_state(CONFIG)
+    resume = clock()
+    clock = Clock()
+    list(app.get_state_history(CONFIG, limit=20))
+    return resume, clock()
+
+
+async def achat_run(path: Path, turns: int, which: str) -> dict[str, float]:
+    async def run(saver: Any) -> float:
+        app = chat(saver)
+        clock = Clock()
+        for i in range(turns):
+            await app.ainvoke({"messages": [HumanMessage(text(i))]}, CONFIG)
+        return clock()
+
+    if which == "ours":
+        async with AsyncMemoryStore(AsyncSQLiteStorage(path, synchronous="NORMAL")) as memory:
+            wall = await run(MemStateCheckpointer(memory=memory))
+    else:
+        async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+            await saver.setup()
+            await saver.conn.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+            wall = await run(saver)
+    return {"wall ms/turn": wall / turns * 1e3, "bytes/turn": bytes_of(path) / turns}
+
+
+class State(TypedDict, total=False):
+    found: Annotated[list[int], operator.add]
+    document: dict[str, str]
+    note: str
+
+
+def fan_out(saver: Any) -> Any:
+    graph = StateGraph(State)
+    graph.add_node("plan", lambda state: {})
+    graph.add_node("work", lambda state: {"found": [state["note"]]})
+    graph.add_edge(START, "plan")
+    graph.add_conditional_edges("plan", lambda state: [Send("work", {"note": i}) for i in range(100)], ["work"])
+    return graph.compile(checkpointer=saver)
+
+
+def touched(state: State) -> State:
+    document = dict(state["document"])
+    document[f"part {len(state['note']) % 100}"] += "."
+    return {"document": document, "note": state["note"] + "x"}
+
+
+def large(saver: Any) -> Any:
+    graph = StateGraph(State)
+    graph.add_node("touch", touched)
+    graph.add_edge(START, "touch")
+    return graph.compile(checkpointer=saver)
+
+
+def fan_out_run(make: Callable[[Path], Any], path: Path) -> dict[str, float]:
+    with make(path) as saver:
+        app = fan_out(saver)
+        clock = Clock()
+        for _ in range(5):
+            app.invoke({"note": ""}, CONFIG)
+        return {"wall ms": clock() / 5 * 1e3, "KB": bytes_of(path) / 5 / 1e3}
+
+
+def large_run(make: Callable[[Path], Any], path: Path) -> dict[str, float]:
+    with make(path) as saver:
+        app = large(saver)
+        app.update_state(CONFIG, {"document": {f"part {i}": os.urandom(50_000).hex() for i in range(100)}, "note": ""})
+        clock = Clock()
+        for _ in range(100):
+            app.invoke({"note": os.urandom(4).hex()}, CONFIG)
+        return {"wall ms": clock() / 100 * 1e3, "KB": bytes_of(path) / 1e3}
+
+
+def threads_run(make: Callable[[Path], Any], path: Path) -> dict[str, float]:
+    with make(path) as saver:
+        app = chat(saver)
+
+        def talk(name: int) -> None:
+            for i in range(25):
+                app.invoke({"messages": [HumanMessage(text(i))]}, {"configurable": {"thread_id": str(name)}})
+
+        threads = [threading.Thread(target=talk, args=(name,)) for name in range(8)]
+        clock = Clock()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"wall ms": clock() / 200 * 1e3, "KB": bytes_of(path) / 1e3}
+
+
+def show(console: Console, title: str, results: dict[str, dict[str, float]], peer: str) -> None:
+    columns = list(next(iter(results.values())))
+    table = Table("saver", *(name for column in columns for name in (column, f"/ {peer}")), title=title)
+    for name, row in results.items():
+        cells = []
+        for column in columns:
+            base = results[peer].get(column, 0)
+            cells += [f"{row[column]:,.1f}", f"{row[column] / base:.3f}" if base else "-"]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def picture(path: Path, chats: dict[int, dict[str, dict[str, float]]]) -> None:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    for axis, column in zip(axes, ("wall ms/turn", "bytes/turn"), strict=True):
+        for name in SAVERS:
+            rows = [(turns, chats[turns][name][column]) for turns in chats if chats[turns][name][column]]
+            if rows:
+                axis.plot(*zip(*rows, strict=True), marker="o", label=name)
+        axis.set(xlabel="turns", title=column, xscale="log", yscale="log")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, nargs="+", default=[25, 100, 400, 1000])
+    parser.add_argument("--picture", type=Path, default=Path("benchmarks/checkpointers.svg"))
+    options = parser.parse_args()
+    console = Console(width=130)
+    console.print(f"synchronous = {SYNCHRONOUS} for all")
+    chats: dict[int, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for make in SAVERS.values():
+            chat_run(make, folder / f"warm {make.__name__}.db", 3)
+        for turns in options.turns:
+            chats[turns] = {
+                saver: chat_run(make, folder / f"{saver}{turns}.db", turns) for saver, make in SAVERS.items()
+            }
+            show(console, f"chat of {turns} turns", chats[turns], "SqliteSaver")
+            doors = {
+                which: asyncio.run(achat_run(folder / f"a{which}{turns}.db", turns, which))
+                for which in ("ours", "AsyncSqliteSaver")
+            }
+            show(console, f"chat of {turns} turns, ainvoke", doors, "AsyncSqliteSaver")
+        for title, run in (
+            ("fan-out of 100 Sends, per run", fan_out_run),
+            ("10 MB document touched 100 times: per touch, and in all", large_run),
+            ("8 threads at once, 25 turns each: per turn, and in all", threads_run),
+        ):
+            results = {saver: run(make, folder / f"{run.__name__}{saver}.db") for saver, make in SAVERS.items()}
+            show(console, title, results, "SqliteSaver")
+    picture(options.picture, chats)
+
+
+if __name__ == "__main__":
+    main()
