@@ -48,9 +48,11 @@ from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
     WRITE_TYPE,
     Rules,
+    check_characters,
     check_count,
     check_filters,
     check_namespace,
+    check_text,
     matches,
 )
 from memstate_langgraph.run import Call, Flow, acall
@@ -407,11 +409,7 @@ class Core:
         return fact
 
     def query(self, query: Query) -> Flow[list[Fact]]:
-        if query.limit is not None:
-            check_count(query.limit, "limit")
-        if query.namespace is not None:
-            check_namespace(query.namespace)
-        query = replace(query, filters=check_filters(query.filters))
+        query = checked(query)
         if query.type in (CHECKPOINT_TYPE, WRITE_TYPE):
             from memstate_langgraph.checkpoints import as_facts  # loads LangGraph, which facts alone do not need
 

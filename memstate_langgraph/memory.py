@@ -6,7 +6,7 @@ import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -17,7 +17,7 @@ from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
-from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text
+from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
 from memstate_langgraph.run import AsyncStorage, Flow, Storage, aperform, perform
 
 R = TypeVar("R")
@@ -60,18 +60,30 @@ class _Store:
         return By(session_id, actor, reason, cause or current_cause())
 
     def _put(
-        self, fact: Fact, ephemeral: bool, by: By, key: str | None, expected_version: int | None, id_given: bool
+        self,
+        fact: Fact,
+        ephemeral: bool,
+        by: By,
+        key: str | None,
+        expected_version: int | None,
+        id_given: bool | None = None,
     ) -> Change:
         if not isinstance(fact, Fact):
             raise ValidationFailed(f"commit: takes a Fact, not {type(fact).__name__}; commit_model takes models")
+        if not isinstance(ephemeral, bool):
+            raise ValidationFailed(f"ephemeral: must be True or False, not {ephemeral!r}")
+        if id_given is None:
+            id_given = "id" in fact.model_fields_set
         fact = self.rules.admit(fact.model_copy(update={"ephemeral": ephemeral or fact.ephemeral}))
         return Put(fact, by, id_given, _expected(expected_version), _key(key))
 
     def _put_model(
         self, model: BaseModel, fact_id: str | None, source: str | None, namespace: Namespace
     ) -> tuple[Fact, bool]:
-        payload = model.model_dump(mode="json")
-        fact = Fact(type=self.rules.typename_of(model), payload=payload, source=source, namespace=namespace)
+        typename = self.rules.typename_of(model)
+        # unvalidated: `admit` checks every part and says which one is wrong
+        given: dict[str, Any] = {"payload": dumped(typename, model), "source": source, "namespace": namespace}
+        fact = Fact(type=typename, payload={}).model_copy(update=given)
         return (fact, False) if fact_id is None else (fact.model_copy(update={"id": fact_id}), True)
 
     def _patch(
@@ -84,7 +96,8 @@ class _Store:
         payload = patch
         if "payload" in patch and patch.keys() <= _WITHIN_FACT and isinstance(patch["payload"], Mapping):
             payload, source = patch["payload"], patch.get("source")
-        return Patch(fact_id, dict(payload), by, source, _expected(expected_version), _key(key))
+        # a copy, since it is applied when the surrounding transaction ends
+        return Patch(fact_id, _copied(payload), by, source, _expected(expected_version), _key(key))
 
     def _drop(self, fact_id: str, by: By, key: str | None, expected_version: int | None) -> Change:
         check_text(fact_id, "fact_id")
@@ -92,7 +105,7 @@ class _Store:
 
     def _promote(self, session_id: str, fact_ids: Sequence[str] | None, by: By) -> Change:
         check_text(session_id, "session_id")
-        return Promote(session_id, by, None if fact_ids is None else tuple(fact_ids))
+        return Promote(session_id, by, _names(fact_ids, "fact_ids"))
 
     def _discard(self, session_id: str, by: By) -> Change:
         check_text(session_id, "session_id")
@@ -108,17 +121,17 @@ class _Store:
         key: str | None,
     ) -> Change:
         check_count(steps, "steps")
+        if session_id is not None:
+            check_text(session_id, "session_id")
         if namespace is not None:
             check_namespace(namespace)
-        return Rollback(steps, session_id, by, namespace, None if types is None else frozenset(types), _key(key))
+        within = _names(types, "types")
+        return Rollback(steps, session_id, by, namespace, None if within is None else frozenset(within), _key(key))
 
     def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
         facts = list(facts)
         keys = [None if key is None else f"{key}:{i}" for i in range(len(facts))]
-        return [
-            self._put(fact, False, by, each, None, "id" in getattr(fact, "model_fields_set", ()))
-            for fact, each in zip(facts, keys, strict=True)
-        ]
+        return [self._put(fact, False, by, each, None) for fact, each in zip(facts, keys, strict=True)]
 
     def _bound(self, transaction: Transaction) -> Self:
         bound = copy.copy(self)
@@ -136,6 +149,24 @@ def _key(key: str | None) -> str | None:
     if key is not None:
         check_text(key, "idempotency_key")
     return key
+
+
+def _names(names: Iterable[str] | None, where: str) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(cast("object", names), Iterable):
+        raise ValidationFailed(f"{where}: must be a list of names, not {names!r}")
+    names = tuple(names)
+    for name in names:
+        check_text(name, where)
+    return names
+
+
+def _copied(payload: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return copy.deepcopy(dict(payload))
+    except (TypeError, RecursionError) as error:
+        raise ValidationFailed(f"update: the patch is nested too deeply or is not plain data ({error})") from error
 
 
 def _filters(filters: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -185,7 +216,7 @@ class MemoryStore(_Store):
         Raises `ValidationFailed`, `ConflictError` or `HookError`, having changed nothing.
         """
         by = self._by(session_id, actor, reason, cause)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
         return self._do(self._core.change(change))[0]
 
     def commit_many(
@@ -407,7 +438,7 @@ class AsyncMemoryStore(_Store):
     ) -> str:
         """See `MemoryStore.commit`."""
         by = self._by(session_id, actor, reason, cause)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, "id" in fact.model_fields_set)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
         return (await self._do(self._core.change(change)))[0]
 
     async def commit_many(

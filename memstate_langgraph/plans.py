@@ -172,6 +172,8 @@ class Draft:
 
     def decide(self, change: Change) -> Plan[list[str]]:
         """Add a change; answers with the ids of the facts it touches."""
+        if self.undone:
+            raise ValidationFailed("rollback: stands alone in a transaction; make other changes in another one")
         key = None if isinstance(change, Promote | Discard) else change.idempotency_key
         if key is not None:
             done = yield from self._done(key)

@@ -1,33 +1,66 @@
+"""Fixtures: a store to test, on every storage and through both doors."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from memstate_langgraph import Constraint, MemoryStore
-from tests.models import Note, Preference, Rule
-from tests.stores import STORES
+from memstate_langgraph import MemoryStore
+from tests.stores import PLACES, Place, Unreliable
+
+os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("default")
 
 
-@pytest.fixture(params=STORES)
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., MemoryStore]]:
-    """Opens a store of each kind, with the types of the tests registered; closes it afterwards."""
-    opened: list[MemoryStore] = []
+class Opener(Protocol):
+    def __call__(self, *hooks: object, strict: bool = False) -> MemoryStore: ...
 
-    def open_one(*hooks: object) -> MemoryStore:
-        memory = STORES[request.param](tmp_path, hooks)
-        memory.register_schema("note", Note)
-        memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
-        memory.register_schema("rule", Rule, Constraint(singleton_key="name", immutable=True))
-        opened.append(memory)
-        return memory
 
-    yield open_one
-    for memory in opened:
-        memory.close()
+def _opener(place: Place, folder: Path) -> Iterator[Opener]:
+    opened: list[Any] = []
+
+    def open_store(*hooks: object, strict: bool = False) -> MemoryStore:
+        opened.append(place.open(folder, hooks, strict=strict))
+        store: MemoryStore = opened[-1]
+        return store
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Makes a store on each of the storages in turn."""
+    yield from _opener(request.param, tmp_path)
+
+
+DURABLE = [place for place in PLACES if place.durable]
+
+
+@pytest.fixture(params=DURABLE, ids=[place.name for place in DURABLE])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Makes stores that all have the same facts."""
+    yield from _opener(request.param, tmp_path)
 
 
 @pytest.fixture
-def memory(open_store: Callable[..., MemoryStore]) -> MemoryStore:
+def memory(open_store: Opener) -> MemoryStore:
     return open_store()
+
+
+@pytest.fixture
+def vectors() -> Unreliable:
+    return Unreliable()

@@ -1,88 +1,246 @@
-"""Every storage behind both doors, so that a contract is stated once."""
+"""The storages that the contract is tested on, and one way to call them all.
+
+A test written against `MemoryStore` runs on every storage and through both doors. To add a storage, add a line
+to `PLACES`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import inspect
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
+from pydantic import BaseModel
 
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
     AsyncSQLiteStorage,
+    Fact,
     InMemoryStorage,
     MemoryStore,
     SQLiteStorage,
+    VectorStoreSyncHook,
 )
+from memstate_langgraph.run import perform
 
 
-class Blocking:
-    """An `AsyncMemoryStore` with the sync store's calls, each run on one event loop in a thread of its own."""
+@dataclass(frozen=True)
+class Place:
+    """Where facts can be kept. What is `durable` can be opened again, and by several at once."""
 
-    def __init__(self, store: AsyncMemoryStore) -> None:
-        self.store = store
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+    name: str
+    storage: Callable[[Path], Any]
+    durable: bool = False
+
+    def open(self, folder: Path, hooks: Iterable[object] = (), *, strict: bool = False) -> MemoryStore:
+        storage = self.storage(folder)
+        if hasattr(storage, "aio"):
+            return MemoryStore(storage, hooks, strict=strict)
+        return awaited(AsyncMemoryStore(storage, hooks, strict=strict))
+
+
+PLACES = [
+    Place("memory", lambda _: InMemoryStorage()),
+    Place("memory, async", lambda _: AsyncInMemoryStorage()),
+    Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True),
+    Place("sqlite, async", lambda folder: AsyncSQLiteStorage(folder / "state.db"), durable=True),
+]
+
+
+class _Awaited:
+    """An `AsyncMemoryStore` that is called like a `MemoryStore`.
+
+    One runner keeps one context for all calls, as one task would: an async transaction is found again.
+    """
+
+    def __init__(self, store: Any, runner: asyncio.Runner) -> None:
+        self._store, self._runner = store, runner
 
     def __getattr__(self, name: str) -> Any:
-        member = getattr(self.store, name)
-        if not asyncio.iscoroutinefunction(member):
+        member = getattr(self._store, name)
+        if not inspect.iscoroutinefunction(member):
             return member
-        return lambda *args, **options: self.wait(member(*args, **options))
-
-    def wait(self, call: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(60)
+        return lambda *args, **kwargs: self._runner.run(member(*args, **kwargs))
 
     @contextmanager
-    def transaction(self, *args: Any, **options: Any) -> Iterator[Blocking]:
-        # the block runs in this thread and the calls in the loop's, so the bound store carries the transaction
-        manager = self.store.transaction(*args, **options)
-        bound = Blocking.__new__(Blocking)
-        entered: Any = None
-
-        async def enter() -> None:
-            nonlocal entered
-            entered = asyncio.current_task()
-            bound.store = await manager.__aenter__()
-
-        self.wait(enter())
-        bound._loop = self._loop
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        manager = self._store.transaction(*args, **kwargs)
+        inside = self._runner.run(manager.__aenter__())
         try:
-            yield bound
+            yield _Awaited(inside, self._runner)
         except BaseException as error:
-            self.wait(_leave(manager, error))
-            raise
-        self.wait(_leave(manager, None))
+            if not self._runner.run(manager.__aexit__(type(error), error, error.__traceback__)):
+                raise
+        else:
+            self._runner.run(manager.__aexit__(None, None, None))
 
     def close(self) -> None:
-        self.wait(self.store.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._runner.run(self._store.close())
+        self._runner.close()
 
 
-async def _leave(manager: Any, error: BaseException | None) -> None:
-    try:
-        await manager.__aexit__(None if error is None else type(error), error, None)
-    except BaseException as raised:
-        if raised is not error:
-            raise
+def awaited(store: AsyncMemoryStore) -> MemoryStore:
+    return cast("MemoryStore", _Awaited(store, asyncio.Runner()))
 
 
-Hooks = Iterable[object]
-Maker = Callable[[Path, Hooks], MemoryStore]
+# --- what the tests store
 
 
-def _blocking(store: AsyncMemoryStore) -> MemoryStore:
-    return cast("MemoryStore", Blocking(store))
+class Note(BaseModel):
+    content: str
+    topic: str = ""
 
 
-STORES: dict[str, Maker] = {
-    "memory": lambda path, hooks: MemoryStore(InMemoryStorage(), hooks),
-    "sqlite": lambda path, hooks: MemoryStore(SQLiteStorage(path / "state.db"), hooks),
-    "async memory": lambda path, hooks: _blocking(AsyncMemoryStore(AsyncInMemoryStorage(), hooks)),
-    "async sqlite": lambda path, hooks: _blocking(AsyncMemoryStore(AsyncSQLiteStorage(path / "state.db"), hooks)),
-}
+class Preference(BaseModel):
+    content: str
+    role: str
+    weight: int = 1
+
+
+def note(content: str, fact_id: str | None = None, **fields: Any) -> Fact:
+    """A note, whose text is searchable."""
+    if fact_id is not None:
+        fields["id"] = fact_id
+    return Fact(type="note", payload={"content": content, "topic": ""}, **fields)
+
+
+# --- vectors
+
+
+class Words(Embeddings):
+    """Texts with the same words are near each other: enough meaning for tests, and no model."""
+
+    size = 64
+
+    def embed_query(self, text: str) -> list[float]:
+        vector = [0.01] * self.size
+        for word in text.lower().split():
+            vector[zlib.crc32(word.encode()) % self.size] += 1.0
+        length = sum(number * number for number in vector) ** 0.5
+        return [number / length for number in vector]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+
+class Outage(Exception):
+    """What a vector store's client raises."""
+
+
+class Unreliable(InMemoryVectorStore):
+    """LangChain's vector store, as it is when it is `ok`, and failing in one of the ways that networks fail.
+
+    `refused`: raises, having done nothing. `applied`: raises, having done it. `late`: raises, and does it
+    when `arrive()` is called. `down`: raises on everything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Words())
+        self.mood = "ok"
+        self.upserts = 0
+        self._pending: list[tuple[list[Document], list[str] | None]] = []
+
+    def _fail(self, documents: list[Document], ids: list[str] | None) -> None:
+        self.upserts += 1
+        if self.mood == "applied":
+            super().add_documents(documents, ids)
+        if self.mood == "late":
+            self._pending.append((documents, ids))
+        if self.mood != "ok":
+            raise Outage(self.mood)
+
+    def arrive(self) -> None:
+        while self._pending:
+            super().add_documents(*self._pending.pop())
+
+    def add_documents(self, documents: list[Document], ids: list[str] | None = None, **options: Any) -> list[str]:
+        self._fail(documents, ids)
+        return super().add_documents(documents, ids, **options)
+
+    async def aadd_documents(
+        self, documents: list[Document], ids: list[str] | None = None, **options: Any
+    ) -> list[str]:
+        return self.add_documents(documents, ids, **options)
+
+    def _answer(self) -> None:
+        if self.mood == "down":
+            raise Outage(self.mood)
+
+    def delete(self, ids: Any = None, **options: Any) -> None:
+        self._answer()
+        super().delete(ids, **options)
+
+    async def adelete(self, ids: Any = None, **options: Any) -> None:
+        self._answer()
+        super().delete(ids, **options)
+
+    def similarity_search_with_score(self, query: str, k: int = 4, **options: Any) -> list[tuple[Document, float]]:
+        self._answer()
+        return super().similarity_search_with_score(query, k, **options)
+
+
+def hook_over(vectors: InMemoryVectorStore, **options: Any) -> VectorStoreSyncHook:
+    return VectorStoreSyncHook(vectors, text_field="content", **{"metadata_fields": ["topic"], **options})
+
+
+# --- what must always hold
+
+
+def replayed(memory: MemoryStore) -> dict[str, Fact]:
+    """The facts as the log tells them."""
+    facts: dict[str, Fact] = {}
+    for entry in reversed(memory.log()):
+        assert (entry.before is None) == (entry.fact_id not in facts)
+        assert entry.before is None or entry.before == facts[entry.fact_id]
+        if entry.after is None:
+            facts.pop(entry.fact_id, None)
+        else:
+            facts[entry.fact_id] = entry.after
+    return facts
+
+
+def live(memory: MemoryStore) -> dict[str, Fact]:
+    return {fact.id: fact for fact in memory.query()}
+
+
+def texts(memory: MemoryStore) -> dict[str, str]:
+    return {fact.id: fact.payload["content"] for fact in memory.query()}
+
+
+def found(memory: MemoryStore) -> dict[str, Fact]:
+    """Everything that search can show."""
+    hits = memory.search("anything", limit=None)
+    assert len(hits) == len({hit.fact.id for hit in hits})
+    return {hit.fact.id: hit.fact for hit in hits}
+
+
+def assert_in_step(memory: MemoryStore) -> None:
+    """Facts, log and, where there are vectors, search agree; looked at before any repair."""
+    facts = live(memory)
+    assert replayed(memory) == facts
+    seqs = [entry.seq for entry in memory.log()]
+    assert seqs == sorted(set(seqs), reverse=True)
+    if memory._core.vectors:
+        assert found(memory) == {key: fact for key, fact in facts.items() if str(fact.payload.get("content")).strip()}
+    report = memory.verify()
+    assert report.ok, str(report)
+
+
+def collect(memory: MemoryStore) -> int:
+    """Remove the vectors whose time has come."""
+    if isinstance(memory, MemoryStore):
+        return perform(memory._core.collect(), memory.storage)
+    from memstate_langgraph.run import aperform
+
+    face: Any = memory
+    removed: int = face._runner.run(aperform(face._core.collect(), face.storage))
+    return removed

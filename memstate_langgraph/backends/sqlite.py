@@ -12,10 +12,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import aiosqlite
 
@@ -313,7 +313,7 @@ class AsyncSQLiteStorage:
         with self._opening:
             workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
-            worker.stop()
+            await worker.stop()
 
     def sync(self) -> SQLiteStorage:
         return SQLiteStorage.over(self.engine)
@@ -340,12 +340,34 @@ class _Worker:
         self._connection._thread.start()
 
     async def attempt(self, work: Work[R]) -> R:
-        result: R = await self._connection._execute(self._engine.attempt, work)  # type: ignore[no-untyped-call]
-        return result
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[R] = loop.create_future()
 
-    def stop(self) -> None:
+        def settle(result: R | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is None:
+                done.set_result(cast("R", result))
+            else:
+                done.set_exception(error)
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = self._engine.attempt(work)
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop that asked was closed; the thread has to outlive it
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._connection._tx.put_nowait((None, run))
+        return await done
+
+    async def stop(self) -> None:
         self._connection._connection = None  # the engine closes its own connections
-        self._connection.stop()
+        stopped = self._connection.stop()
+        if stopped is not None:
+            await stopped
 
 
 def busy(engine: SQLiteEngine) -> StorageBusy:
