@@ -29,7 +29,10 @@ class CheckpointRow(NamedTuple):
 
 
 class WriteRow(NamedTuple):
-    """One pending write; `idx` is negative for what overwrites: errors, interrupts, resumes."""
+    """One pending write; `idx` is negative for what overwrites: errors, interrupts, resumes.
+
+    A large value is stored as `pieces` in the thread's pool, and `value` is empty.
+    """
 
     place: Place
     task_id: str
@@ -38,6 +41,7 @@ class WriteRow(NamedTuple):
     channel: str
     kind: str
     value: bytes
+    pieces: bytes | None = None
 
 
 class ValueKey(NamedTuple):
@@ -153,7 +157,7 @@ class FindWrites(Op[list[WriteRow]]):
 
 @dataclass(frozen=True, slots=True)
 class PoolPieces(Op[list[bytes]]):
-    """The `pieces` of all values of all threads that use a pool."""
+    """The `pieces` of all values and writes of all threads that use a pool."""
 
     pool: bytes
 

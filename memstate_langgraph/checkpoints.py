@@ -93,6 +93,8 @@ class Loaded:
     row: CheckpointRow
     values: dict[str, Stored]
     writes: list[WriteRow]
+    large: dict[bytes, bytes]
+    """The bytes of large writes, by their pieces."""
 
 
 # --- writing
@@ -144,13 +146,37 @@ def put(
     return (yield from put_plan(row, values, recent, codec, pool_key))
 
 
-def put_writes_plan(rows: Sequence[WriteRow]) -> Plan[None]:
+LARGE = 4096
+"""Pending writes from this many bytes on are stored as what they do not share with their channel's value."""
+
+
+def put_writes_plan(
+    rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec, pool_key: bytes
+) -> Plan[None]:
+    """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
+    if large:
+        place = rows[0].place
+        bases = yield from _bases(place, list(large.values()), recent)
+        pool = (yield from Pool(place.thread_id)) or pool_key
+        yield from JoinPool(place.thread_id, pool)
+        rows = list(rows)
+        chunks: dict[bytes, bytes] = {}
+        for position, value in large.items():
+            base = bases.get(value.key.channel)
+            if base is not None and base.pool != pool:
+                base = None
+            pieces, new = cut(value.data, base, codec.name_chunk(pool), inline=not codec.encrypts)
+            chunks.update(new)
+            rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=pack_pieces(pieces))
+        yield from SaveChunks(pool, codec.seal(chunks))
     yield from SaveWrites(tuple(rows))
 
 
 @writes
-def put_writes(rows: Sequence[WriteRow]) -> Plan[None]:
-    yield from put_writes_plan(rows)
+def put_writes(
+    rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec, pool_key: bytes
+) -> Plan[None]:
+    yield from put_writes_plan(rows, large, recent, codec, pool_key)
 
 
 def new_pool() -> bytes:
@@ -181,6 +207,7 @@ def _load(
         keys = {ValueKey(channel, version) for of in versions.values() for channel, version in of.items()}
         values = yield from _values(members[0].place, keys, recent, codec)
         found = yield from FindWrites(thread_id, checkpoint_ns, tuple(row.place.checkpoint_id for row in members))
+        large = yield from _joined(members[0].place, {w.pieces for w in found if w.pieces is not None}, codec)
         pending: dict[Place, list[WriteRow]] = defaultdict(list)
         for write in found:
             pending[write.place].append(write)
@@ -190,7 +217,7 @@ def _load(
                 for channel, version in versions[row.place].items()
                 if (value := values.get(ValueKey(channel, version))) is not None and value.kind
             }
-            loaded[row.place] = Loaded(row, held, in_order(pending[row.place]))
+            loaded[row.place] = Loaded(row, held, in_order(pending[row.place]), large)
     return [loaded[row.place] for row in rows]
 
 
@@ -202,7 +229,7 @@ def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
 def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
     if not keys:
         return {}
-    thread_id, checkpoint_ns, checkpoint_id = place
+    thread_id, checkpoint_ns, _ = place
     rows = yield from FindValues(thread_id, checkpoint_ns, tuple(keys))
     values: dict[ValueKey, Stored] = {}
     missing: dict[ValueKey, ValueRow] = {}
@@ -214,20 +241,32 @@ def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> 
             missing[row.key] = row
     if not missing:
         return values
+    pool = yield from Pool(thread_id)
+    texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
+    for key, row in missing.items():
+        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), pool or b"")
+    return values
+
+
+def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[dict[bytes, bytes]]:
+    """The bytes that lists of pieces stand for; what they share is fetched once."""
+    if not packed:
+        return {}
     try:
-        pool = yield from Pool(thread_id)
-        if pool is None:
-            raise Damaged("its thread has no pool of chunks")
-        pieces = {key: unpack_pieces(row.pieces) for key, row in missing.items()}
+        pieces = {one: unpack_pieces(one) for one in packed}
         wanted = chunk_ids(piece for of in pieces.values() for piece in of)
-        chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool) if wanted else {}
-        for key, row in missing.items():
-            values[key] = Stored(row.kind, join(pieces[key], chunks), pieces[key], pool)
+        chunks: dict[bytes, bytes] = {}
+        if wanted:
+            pool = yield from Pool(place.thread_id)
+            if pool is None:
+                raise Damaged("its thread has no pool of chunks")
+            chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool)
+        return {one: join(of, chunks) for one, of in pieces.items()}
     except Damaged as error:
         raise DamagedCheckpoint(
-            f"thread {thread_id!r}, namespace {checkpoint_ns!r}, checkpoint {checkpoint_id!r} or one near it: {error}"
+            f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, "
+            f"checkpoint {place.checkpoint_id!r} or one near it: {error}"
         ) from error
-    return values
 
 
 def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) -> None:

@@ -108,7 +108,7 @@ class Transaction:
     open: bool = True
 
     def overlay(self) -> dict[str, Fact | None]:
-        """Copies: what a reader does to a payload must not reach what will be committed."""
+        """In the order of their last change. Copies: what a reader does to them must not reach the commit."""
         facts = {fact_id: self.draft.fact(fact_id) for fact_id in self.draft.touched()}
         return {fact_id: fact and fact.model_copy(deep=True) for fact_id, fact in facts.items()}
 

@@ -125,8 +125,10 @@ class Draft:
     def fact(self, fact_id: str) -> Fact | None:
         return self._standing.get(fact_id, NOWHERE).fact
 
-    def touched(self) -> set[str]:
-        return {entry.fact_id for entry in self.entries}
+    def touched(self) -> list[str]:
+        """The ids of the facts that were changed, in the order of their last change."""
+        newest_first = dict.fromkeys(entry.fact_id for entry in reversed(self.entries))
+        return list(reversed(newest_first))
 
     def copy(self) -> Draft:
         """A draft to try a change on: an error leaves this one as it is."""

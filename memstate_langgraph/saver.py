@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -31,6 +32,7 @@ from memstate_langgraph.chunks import Codec, Recent, Stored
 from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
+from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
 from memstate_langgraph.run import AsyncStorage, Storage
 
@@ -60,6 +62,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         super().__init__(serde=serde)
         self.memory = memory
         self._recent = Recent()
+        self._pristine = Pristine()
         self._storage: Storage
         self._async_storage: AsyncStorage
         if isinstance(memory, MemoryStore):
@@ -166,19 +169,17 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if checkpoint_id is None:
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
-        return checkpoints.put_writes(
-            [
-                WriteRow(
-                    place,
-                    task_id,
-                    WRITES_IDX_MAP.get(channel, index),
-                    task_path,
-                    channel,
-                    *self.serde.dumps_typed(value),
-                )
-                for index, (channel, value) in enumerate(writes)
-            ]
-        )
+        codec = Codec(self.serde)
+        rows, large = [], {}
+        for index, (channel, value) in enumerate(writes):
+            kind, data = codec.dumps(value)
+            if len(data) >= checkpoints.LARGE:
+                large[index] = checkpoints.NewValue(ValueKey(channel, ""), kind, data)
+                data = b""
+            elif codec.encrypts:
+                kind, data = self.serde.dumps_typed(value)
+            rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
+        return checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
 
     # --- reading
 
@@ -217,12 +218,19 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             checkpoint={  # type: ignore[typeddict-item]  # the body is a checkpoint but for its values
                 **body,
                 "channel_values": {
-                    channel: codec.loads(value.kind, value.data) for channel, value in loaded.values.items()
+                    channel: self._pristine.loads(
+                        (row.place.thread_id, row.place.checkpoint_ns, channel),
+                        self.serde,
+                        partial(codec.loads, value.kind),
+                        value.kind,
+                        value.data,
+                    )
+                    for channel, value in loaded.values.items()
                 },
             },
             metadata=self._metadata(row),
             parent_config=None if row.parent_id is None else _config(row.place._replace(checkpoint_id=row.parent_id)),
-            pending_writes=[self._pending(write) for write in loaded.writes],
+            pending_writes=[self._pending(write, loaded.large) for write in loaded.writes],
         )
 
     def _metadata(self, row: CheckpointRow) -> Any:
@@ -232,8 +240,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             about["counters_since_delta_snapshot"] = {channel: tuple(pair) for channel, pair in counters.items()}
         return about
 
-    def _pending(self, write: WriteRow) -> tuple[str, str, Any]:
-        return write.task_id, write.channel, self.serde.loads_typed((write.kind, write.value))
+    def _pending(self, write: WriteRow, large: Mapping[bytes, bytes]) -> tuple[str, str, Any]:
+        if write.pieces is not None:
+            value = Codec(self.serde).loads(write.kind, large[write.pieces])
+        else:
+            value = self.serde.loads_typed((write.kind, write.value))
+        return write.task_id, write.channel, value
 
     def list(
         self,
@@ -298,14 +310,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         codec = Codec(self.serde)
         history: dict[str, DeltaChannelHistory] = {}
         for channel in channels:
-            collected: list[WriteRow] = []
+            collected: list[tuple[str, str, Any]] = []
             seed: Stored | None = None
             for ancestor in line:  # nearest first
-                collected = [write for write in ancestor.writes if write.channel == channel] + collected
+                its = [self._pending(write, ancestor.large) for write in ancestor.writes if write.channel == channel]
+                collected = its + collected
                 seed = ancestor.values.get(channel)
                 if seed is not None:
                     break
-            entry = DeltaChannelHistory(writes=[self._pending(write) for write in collected])
+            entry = DeltaChannelHistory(writes=collected)
             if seed is not None:
                 entry["seed"] = codec.loads(seed.kind, seed.data)
             history[channel] = entry

@@ -10,7 +10,7 @@ from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, 
 from memstate_langgraph.ops import Op
 
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata"
-_WRITE = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, kind, value"
+_WRITE = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, kind, value, pieces"
 _VALUE = "thread_id, checkpoint_ns, channel, version, kind, pieces"
 
 
@@ -140,11 +140,15 @@ def find_writes(op: ops.FindWrites, d: Dialect) -> Statements[list[ops.WriteRow]
 
 
 def pool_pieces(op: ops.PoolPieces, d: Dialect) -> Statements[list[bytes]]:
-    rows = yield Sql(
-        "SELECT v.pieces FROM threads t JOIN channel_values v ON v.thread_id = t.thread_id WHERE t.pool = ?",
-        (op.pool,),
-    )
-    return [pieces for (pieces,) in rows]
+    found: list[bytes] = []
+    for table in ("channel_values", "writes"):
+        rows = yield Sql(
+            f"SELECT v.pieces FROM threads t JOIN {table} v ON v.thread_id = t.thread_id "
+            "WHERE t.pool = ? AND v.pieces IS NOT NULL",
+            (op.pool,),
+        )
+        found += [pieces for (pieces,) in rows]
+    return found
 
 
 def pool_chunks(op: ops.PoolChunks, d: Dialect) -> Statements[list[bytes]]:

@@ -66,6 +66,8 @@ class SQLiteEngine:
         self._all: list[sqlite3.Connection] = []
         self._closed = False
         self.writer = self._open()
+        if not self.in_memory:
+            self._readers.append(self._open())
 
     # --- opening
 

@@ -107,8 +107,8 @@ CREATE TABLE chunks (
     cipher  TEXT,
     packed  INTEGER NOT NULL,
     data    BLOB NOT NULL,
-    PRIMARY KEY (pool, id)
-) WITHOUT ROWID;
+    UNIQUE (pool, id)
+);  -- with a rowid: appended in order, pages are filled
 CREATE TABLE threads (
     thread_id   TEXT PRIMARY KEY,
     pool        BLOB NOT NULL
@@ -126,5 +126,6 @@ CREATE TABLE writes (
     channel         TEXT NOT NULL,
     kind            TEXT NOT NULL,
     value           BLOB NOT NULL,
+    pieces          BLOB,
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
 ) WITHOUT ROWID;
