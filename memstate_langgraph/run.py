@@ -19,23 +19,34 @@ R = TypeVar("R")
 
 
 def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
+    """Answer what a generator asks until it is done; what an answer raises is raised where it was asked."""
     try:
         question = next(plan)
         while True:
-            question = plan.send(answer(question))
+            try:
+                result = answer(question)
+            except BaseException as error:
+                question = plan.throw(error)
+            else:
+                question = plan.send(result)
     except StopIteration as done:
-        result: R = done.value
-        return result
+        value: R = done.value
+        return value
 
 
 async def adrive(plan: Generator[Q, Any, R], answer: Callable[[Q], Awaitable[Any]]) -> R:
     try:
         question = next(plan)
         while True:
-            question = plan.send(await answer(question))
+            try:
+                result = await answer(question)
+            except BaseException as error:
+                question = plan.throw(error)
+            else:
+                question = plan.send(result)
     except StopIteration as done:
-        result: R = done.value
-        return result
+        value: R = done.value
+        return value
 
 
 class Storage(Protocol):
@@ -82,18 +93,7 @@ def perform(flow: Flow[R], storage: Storage) -> R:
             return storage.run(step)
         return getattr(step.target, step.method)(*step.args)
 
-    try:
-        step = next(flow)
-        while True:
-            try:
-                result = answer(step)
-            except BaseException as error:
-                step = flow.throw(error)
-            else:
-                step = flow.send(result)
-    except StopIteration as done:
-        value: R = done.value
-        return value
+    return drive(flow, answer)
 
 
 async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
@@ -102,18 +102,7 @@ async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
             return await storage.run(step)
         return await getattr(step.target, "a" + step.method)(*step.args)
 
-    try:
-        step = next(flow)
-        while True:
-            try:
-                result = await answer(step)
-            except BaseException as error:
-                step = flow.throw(error)
-            else:
-                step = flow.send(result)
-    except StopIteration as done:
-        value: R = done.value
-        return value
+    return await adrive(flow, answer)
 
 
 async def acall(function: Callable[..., Any], *args: Any) -> Any:
