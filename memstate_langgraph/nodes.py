@@ -7,10 +7,11 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, ScoredFact
+from memstate_langgraph.rules import dumped, explain
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
 from memstate_langgraph.tools import describe
 
@@ -21,8 +22,11 @@ NAMESPACE = ("memories", "{user_id}")
 class MemoryNode(Runnable[Any, Update]):
     """What the nodes share: a scope from the config, and one script for both doors."""
 
-    def __init__(self, memory: Store, namespace: Sequence[str]) -> None:
+    def __init__(self, memory: Store, namespace: Sequence[str], types: Sequence[str] | None) -> None:
+        if isinstance(types, str):
+            raise ValidationFailed("types: is a list of type names, not one string")
         self.memory = memory
+        self.types = None if types is None else list(types)
         self.template = Template(namespace)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Update:  # noqa: A002 -- LangChain's
@@ -54,8 +58,8 @@ class RecallNode(MemoryNode):
         score_threshold: float | None = None,
         as_message: bool = False,
     ) -> None:
-        super().__init__(memory, namespace)
-        self.types, self.limit, self.into = types, limit, into
+        super().__init__(memory, namespace, types)
+        self.limit, self.into = limit, into
         self.score_threshold, self.as_message = score_threshold, as_message
         self.query = query or last_human_text
 
@@ -67,7 +71,7 @@ class RecallNode(MemoryNode):
                 "search",
                 query,
                 limit=self.limit,
-                filters=None if self.types is None else {"type": {"$in": list(self.types)}},
+                filters=None if self.types is None else {"type": {"$in": self.types}},
                 score_threshold=self.score_threshold,
                 namespace=scope.namespace,
             )
@@ -99,8 +103,8 @@ class RememberNode(MemoryNode):
         types: Sequence[str] | None = None,
         into: str | None = None,
     ) -> None:
-        super().__init__(memory, namespace)
-        self.types, self.into = types, into
+        super().__init__(memory, namespace, types)
+        self.into = into
         self.facts = (lambda state: value_of(state, facts)) if isinstance(facts, str) else facts
 
     def script(self, state: Any, scope: Scope) -> Script[Update]:
@@ -122,7 +126,8 @@ class RememberNode(MemoryNode):
         if isinstance(found, Fact):
             given = {name: getattr(found, name) for name in found.model_fields_set}
         elif isinstance(found, BaseModel):
-            given = {"type": self.memory.rules.typename_of(found), "payload": found.model_dump(mode="json")}
+            typename = self.memory.rules.typename_of(found)
+            given = {"type": typename, "payload": dumped(typename, found)}
         elif isinstance(found, Mapping) and {"type", "payload"} <= found.keys() <= {"type", "payload", "source"}:
             given = dict(found)
         else:
@@ -131,16 +136,19 @@ class RememberNode(MemoryNode):
                 f"not {type(found).__name__}"
             )
         if self.types is not None and given["type"] not in self.types:
-            raise ValidationFailed(f"RememberNode: facts of type {given['type']!r} are not among {list(self.types)}")
+            raise ValidationFailed(f"RememberNode: facts of type {given['type']!r} are not among {self.types}")
         given.pop("session_id", None)
-        return Fact(**{**given, "namespace": scope.namespace})
+        try:
+            return Fact(**{**given, "namespace": scope.namespace})
+        except ValidationError as error:
+            raise ValidationFailed(f"RememberNode: {explain('fact', error)}") from error
 
 
 class RollbackNode(MemoryNode):
     """Undoes the last `steps` transactions of this thread when `when(state)` holds; once per task.
 
-    Nothing is undone, and `ConflictError` raised, if a step touched facts outside the namespace or someone
-    else changed a fact since. `into` names the state key that receives the ids of the facts touched.
+    Nothing is undone, and `ConflictError` raised, if a step touched facts outside the namespace or `types`, or
+    someone else changed a fact since. `into` names the state key that receives the ids of the facts touched.
     """
 
     def __init__(
@@ -149,22 +157,22 @@ class RollbackNode(MemoryNode):
         when: Callable[[Any], bool] | None = None,
         steps: int | Callable[[Any], int] = 1,
         namespace: Sequence[str] = NAMESPACE,
+        types: Sequence[str] | None = None,
         into: str | None = None,
     ) -> None:
-        super().__init__(memory, namespace)
+        super().__init__(memory, namespace, types)
         self.when, self.steps, self.into = when, steps, into
 
     def script(self, state: Any, scope: Scope) -> Script[Update]:
         touched: list[str] = []
         if self.when is None or self.when(state):
-            if scope.session_id is None:
-                raise ValidationFailed("RollbackNode: the config has no thread_id whose steps could be undone")
             touched = yield from ask(
                 "rollback",
                 self.steps(state) if callable(self.steps) else self.steps,
                 session_id=scope.session_id,
                 actor="node",
                 namespace=scope.namespace,
+                types=self.types,
                 idempotency_key=scope.key("RollbackNode"),
                 cause=scope.cause,
             )

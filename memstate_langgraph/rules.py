@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
@@ -134,11 +133,11 @@ class Rules:
             )
 
 
-def dumped(typename: str, model: BaseModel) -> dict[str, Any]:
+def dumped(typename: str, model: BaseModel, *, only_given: bool = False) -> dict[str, Any]:
     """A model as JSON."""
     try:
-        return model.model_dump(mode="json")
-    except (PydanticSerializationError, RecursionError) as error:
+        return model.model_dump(mode="json", exclude_unset=only_given)
+    except (ValueError, RecursionError) as error:  # pydantic's own error, or a plain one for what is too deep
         raise ValidationFailed(f"type {typename!r}: the payload cannot be written as JSON ({error})") from error
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
+from uuid import UUID
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
 
 from memstate_langgraph.errors import ScopeError, ValidationFailed
 from memstate_langgraph.facts import Cause, Namespace
 from memstate_langgraph.graph import cause_of
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
-from memstate_langgraph.rules import canonical, check_characters
+from memstate_langgraph.rules import check_characters
 from memstate_langgraph.run import adrive, drive
 
 R = TypeVar("R")
@@ -27,6 +32,11 @@ class Template:
     def __init__(self, parts: Sequence[str]) -> None:
         if isinstance(parts, str) or not all(isinstance(cast("object", part), str) and part for part in parts):
             raise ValidationFailed(f"namespace: must be a tuple of non-empty strings, not {parts!r}")
+        for part in parts:
+            if not set("{}").isdisjoint(_SLOT.sub("", part)):
+                raise ValidationFailed(f"namespace: {part!r} has a brace that belongs to no slot such as '{{user_id}}'")
+            if len(_SLOT.findall(part)) > 1:  # 'a-b' and 'c' would meet 'a' and 'b-c'
+                raise ValidationFailed(f"namespace: {part!r} has two slots; give each a part of its own")
         self.parts = tuple(parts)
 
     def fill(self, values: Callable[[str], object]) -> Namespace:
@@ -35,10 +45,10 @@ class Template:
 
 
 def _filled(name: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID) or not str(value).strip():
         raise ScopeError(
-            f"the application did not say whose memory this is: config['configurable'][{name!r}] is missing; "
-            "nothing was read or written"
+            f"the application did not say whose memory this is: it must pass config['configurable'][{name!r}], "
+            "which is missing or empty; nothing was read or written"
         )
     text = str(value)
     try:
@@ -53,12 +63,12 @@ class Scope:
     """The namespace and session of a running task, and what is recorded with its changes."""
 
     namespace: Namespace
-    session_id: str | None
     cause: Cause
 
     @classmethod
-    def of(cls, template: Template, config: Mapping[str, Any] | None, tool_call_id: str | None = None) -> Scope:
-        configurable = (config or {}).get("configurable") or {}
+    def of(cls, template: Template, config: RunnableConfig | None, tool_call_id: str | None = None) -> Scope:
+        running = ensure_config(config)  # a node's own code may leave the config out
+        configurable = running.get("configurable") or {}
         context = getattr(configurable.get("__pregel_runtime"), "context", None)
 
         def value(name: str) -> object:
@@ -66,15 +76,19 @@ class Scope:
                 return configurable[name]
             return context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
 
-        cause = cause_of(config or {}, tool_call_id)
-        return cls(template.fill(value), cause.thread_id, cause)
+        return cls(template.fill(value), cause_of(running, tool_call_id))
+
+    @property
+    def session_id(self) -> str:
+        """The thread, which owns every change made in it; so that none is made without one."""
+        return _filled("thread_id", self.cause.thread_id)
 
     def key(self, *parts: object) -> str | None:
         """An idempotency key for something this task does, the same when the task runs again; None outside one."""
         if self.cause.task_id is None:
             return None
         told = [self.cause.thread_id, self.cause.checkpoint_ns, self.namespace, self.cause.task_id, *parts]
-        return "task:" + hashlib.sha256(canonical(told).encode()).hexdigest()[:40]
+        return "task:" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:40]
 
 
 class Ask(NamedTuple):

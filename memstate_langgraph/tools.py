@@ -6,25 +6,49 @@ namespace and a session, comes from the runtime config and never from the model'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
-from memstate_langgraph.errors import FactNotFound, MemoryStoreError, ValidationFailed
+from memstate_langgraph.errors import ConflictError, FactNotFound, HookError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact
-from memstate_langgraph.rules import Schema, canonical
+from memstate_langgraph.rules import Schema, canonical, dumped
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
 
 LONGEST = 600
 """Characters of a message or a fact that a model is shown."""
 
-_CALL: ContextVar[str | None] = ContextVar("memstate_tool_call", default=None)
+
+class _Call(NamedTuple):
+    """The call that is running: its id, and its arguments, by which calls that share an id are told apart."""
+
+    id: str | None
+    arguments: str
+
+
+_NO_CALL = _Call(None, "")
+_CALL: ContextVar[_Call] = ContextVar("memstate_tool_call", default=_NO_CALL)
+
+
+@contextmanager
+def _calling(tool_input: Any, call_id: str | None) -> Iterator[None]:
+    try:
+        arguments = json.dumps(tool_input, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError):  # not JSON, so validation will refuse it
+        arguments = ""
+    token = _CALL.set(_Call(call_id or None, arguments))
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
 
 
 class _Arguments(BaseModel):
@@ -46,19 +70,13 @@ class MemoryTool(BaseTool):
         )
         self._script = script
 
-    def run(self, *args: Any, **options: Any) -> Any:
-        token = _CALL.set(options.get("tool_call_id"))
-        try:
-            return super().run(*args, **options)
-        finally:
-            _CALL.reset(token)
+    def run(self, tool_input: Any, *args: Any, **options: Any) -> Any:
+        with _calling(tool_input, options.get("tool_call_id")):
+            return super().run(tool_input, *args, **options)
 
-    async def arun(self, *args: Any, **options: Any) -> Any:
-        token = _CALL.set(options.get("tool_call_id"))
-        try:
-            return await super().arun(*args, **options)
-        finally:
-            _CALL.reset(token)
+    async def arun(self, tool_input: Any, *args: Any, **options: Any) -> Any:
+        with _calling(tool_input, options.get("tool_call_id")):
+            return await super().arun(tool_input, *args, **options)
 
     def _run(self, *, config: RunnableConfig, **arguments: Any) -> str:
         return act(self._told(config, arguments), self.memory)
@@ -68,13 +86,21 @@ class MemoryTool(BaseTool):
 
     def _told(self, config: RunnableConfig, arguments: dict[str, Any]) -> Script[str]:
         """The script, with the errors that a model can do something about told to it."""
-        call_id = _CALL.get()
+        call = _CALL.get()
         try:
-            scope = Scope.of(self.template, config, call_id)
-            key = None if call_id is None else scope.key(self.name, call_id)
+            scope = Scope.of(self.template, config, call.id)
+            key = None if call.id is None else scope.key(self.name, call.id, call.arguments)
             return shorten((yield from self._script(scope, key, **arguments)), LONGEST * 20)
         except MemoryStoreError as error:
-            raise ToolException(shorten(str(error))) from error
+            way_out = next((text for kind, text in _WAYS_OUT.items() if isinstance(error, kind)), "")
+            raise ToolException(shorten(str(error), LONGEST - len(way_out)) + way_out) from error
+
+
+_WAYS_OUT: Mapping[type[MemoryStoreError], str] = {
+    FactNotFound: "; recall gives the ids of facts",
+    ConflictError: "; recall shows what is there now",
+    HookError: "; correct the call if it is at fault, else try again later",
+}
 
 
 def create_memory_tools(
@@ -91,7 +117,7 @@ def create_memory_tools(
     writes once. `names` renames tools: `{"recall": "search_memory"}`.
     """
     schemas = chosen(memory, types)
-    scripts = _Scripts(frozenset(schema.typename for schema in schemas))
+    scripts = _Scripts(schemas)
     template = Template(namespace)
     listed = ", ".join(schema.typename for schema in schemas)
     kinds: Any = Literal[tuple(schema.typename for schema in schemas)]
@@ -123,7 +149,7 @@ def create_memory_tools(
                 "Update",
                 __base__=_Arguments,
                 fact_id=(str, Field(description="the id of the fact")),
-                changes=(dict[str, Any], Field(description="the fields to change and their new values", min_length=1)),
+                changes=(field_changes(schemas), Field(description="the fields to change and their new values")),
             ),
             scripts.update,
         ),
@@ -144,6 +170,8 @@ def create_memory_tools(
             scripts.undo,
         ),
     ]
+    if unknown := (names or {}).keys() - {name for name, *_ in offers}:
+        raise ValidationFailed(f"names: there is no tool {', '.join(sorted(unknown))} to rename")
     return [
         MemoryTool(
             script,
@@ -162,7 +190,7 @@ def chosen(memory: Store, types: Sequence[str] | None) -> list[Schema]:
     known = {schema.typename: schema for schema in memory.rules}
     if isinstance(types, str):
         raise ValidationFailed("types: is a list of type names, not one string")
-    names = list(known) if types is None else list(types)
+    names = list(known) if types is None else list(dict.fromkeys(types))
     if unknown := [name for name in names if name not in known]:
         raise ValidationFailed(f"types: {', '.join(unknown)} not registered; call register_schema first")
     if not names:
@@ -188,15 +216,41 @@ def fact_arguments(schemas: Sequence[Schema]) -> Any:
     return Annotated[reduce(or_, models), Field(discriminator="type")]
 
 
+def field_changes(schemas: Sequence[Schema]) -> type[BaseModel]:
+    """A model with the fields of all these types, none of them required."""
+    kinds: dict[str, list[Any]] = {}
+    notes: dict[str, str] = {}
+    for schema in schemas:
+        for name, info in schema.model.model_fields.items():
+            kinds.setdefault(name, []).append(info.annotation)
+            if info.description is not None:
+                notes.setdefault(name, info.description)
+    fields: dict[str, Any] = {
+        name: (
+            reduce(or_, annotations) if len(annotations) > 1 else annotations[0],
+            Field(default=None, description=notes.get(name), json_schema_extra=_without_default),
+        )
+        for name, annotations in kinds.items()
+    }
+    open_ended = any(schema.model.model_config.get("extra") == "allow" for schema in schemas)
+    return create_model("Changes", __config__=ConfigDict(extra="allow" if open_ended else "forbid"), **fields)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)  # a field left out stays as it is; null is no way to say that
+
+
 class _Scripts:
     """What each tool does within a scope; `key` is its call's idempotency key."""
 
-    def __init__(self, types: frozenset[str]) -> None:
-        self.types = types
+    def __init__(self, schemas: Sequence[Schema]) -> None:
+        self.models = {schema.typename: schema.model for schema in schemas}
+        self.types = sorted(self.models)
 
-    def remember(self, scope: Scope, key: str | None, fact: BaseModel) -> Script[str]:
-        payload = fact.model_dump(mode="json")
-        typename = payload.pop("type")
+    def remember(self, scope: Scope, key: str | None, fact: Any) -> Script[str]:
+        typename = fact.type
+        payload = dumped(typename, fact)
+        del payload["type"]
         draft = Fact(type=typename, payload=payload, namespace=scope.namespace, source="tool:remember")
         fact_id = yield from ask(
             "commit", draft, session_id=scope.session_id, actor="model", idempotency_key=key, cause=scope.cause
@@ -208,27 +262,34 @@ class _Scripts:
             "search",
             query,
             limit=limit,
-            filters={"type": {"$in": sorted(self.types)}},
+            filters={"type": {"$in": self.types}},
             typename=type,
             namespace=scope.namespace,
         )
         if not found:
             return "Nothing is remembered about that."
-        return "\n".join(f"[{hit.fact.id}] {describe(hit.fact)}" for hit in found)
+        return "\n".join(f"[{hit.fact.id}] {describe(hit.fact)} (score {hit.score:.2f})" for hit in found)
 
-    def update(self, scope: Scope, key: str | None, fact_id: str, changes: dict[str, Any]) -> Script[str]:
-        version = yield from self._within(scope, fact_id)
-        yield from ask("update", fact_id, {"payload": changes}, **self._by(scope, key, version))
+    def update(self, scope: Scope, key: str | None, fact_id: str, changes: BaseModel) -> Script[str]:
+        fact = yield from self._within(scope, fact_id)
+        given = dumped("changes", changes, only_given=True)
+        if not given:
+            raise ValidationFailed("update: 'changes' is empty; name the fields to change")
+        if fact is not None and self.models[fact.type].model_config.get("extra") != "allow":
+            fields = self.models[fact.type].model_fields
+            if unknown := sorted(given.keys() - fields.keys()):
+                raise ValidationFailed(
+                    f"type {fact.type!r}: has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+                )
+        yield from ask("update", fact_id, {"payload": given}, **self._by(scope, key, fact))
         return f"Updated {fact_id}."
 
     def forget(self, scope: Scope, key: str | None, fact_id: str) -> Script[str]:
-        version = yield from self._within(scope, fact_id)
-        yield from ask("delete", fact_id, **self._by(scope, key, version))
+        fact = yield from self._within(scope, fact_id)
+        yield from ask("delete", fact_id, **self._by(scope, key, fact))
         return f"Forgot {fact_id}."
 
     def undo(self, scope: Scope, key: str | None, steps: int) -> Script[str]:
-        if scope.session_id is None:
-            raise ValidationFailed("undo: there is no conversation (thread_id) whose changes could be taken back")
         touched = yield from ask(
             "rollback",
             steps,
@@ -241,21 +302,20 @@ class _Scripts:
         )
         return f"Taken back; facts touched: {', '.join(touched)}." if touched else "There was nothing to take back."
 
-    def _within(self, scope: Scope, fact_id: str) -> Script[int | None]:
-        """The version of a fact in scope, None if there is no such fact; a neighbour's fact does not exist."""
+    def _within(self, scope: Scope, fact_id: str) -> Script[Fact | None]:
+        """A fact in scope, None if there is no such fact; a neighbour's fact does not exist."""
         fact: Fact | None = yield from ask("get", fact_id)
-        if fact is None:
-            return None
-        if fact.namespace != scope.namespace or fact.type not in self.types:
-            raise FactNotFound(f"there is no live fact with id {shorten(repr(fact_id), 80)}")
-        return fact.version
+        if fact is not None and (fact.namespace != scope.namespace or fact.type not in self.models):
+            raise FactNotFound(f"there is no live fact with id {fact_id!r}")
+        return fact
 
-    def _by(self, scope: Scope, key: str | None, version: int | None) -> dict[str, Any]:
+    def _by(self, scope: Scope, key: str | None, fact: Fact | None) -> dict[str, Any]:
         return {
             "session_id": scope.session_id,
             "actor": "model",
             "idempotency_key": key,
-            "expected_version": version,
+            # what was looked at is what changes; a fact that was not there may be a neighbour's by now
+            "expected_version": 0 if fact is None else fact.version,
             "cause": scope.cause,
         }
 
@@ -267,9 +327,13 @@ def describe(fact: Fact) -> str:
 def correction(error: ValidationError) -> str:
     """What is wrong with a call's arguments, in as few words as a model needs to correct it."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    parts = [f"{'.'.join(str(part) for part in found['loc']) or 'arguments'}: {found['msg']}" for found in problems[:8]]
+    parts = [
+        f"{shorten('.'.join(str(part) for part in found['loc']) or 'arguments', 80)}: {shorten(found['msg'], 160)}"
+        for found in problems[:8]
+    ]
     return shorten("The call was not made. Correct these arguments and call again: " + "; ".join(parts))
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
+    text = text.encode("utf-8", "replace").decode()  # a model may send half of a surrogate pair
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
