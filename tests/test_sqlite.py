@@ -1,0 +1,250 @@
+"""SQLite: several processes on one file, foreign files, the append-only log, and what statements cost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memstate_langgraph import (
+    Constraint,
+    MemoryStore,
+    SQLiteStorage,
+    StorageBusy,
+    StorageClosed,
+    StorageError,
+    ValidationFailed,
+)
+from tests.models import Note, Preference, note, preference
+
+
+def open_store(path: Path, **options: Any) -> MemoryStore:
+    memory = MemoryStore(SQLiteStorage(path, **options))
+    memory.register_schema("note", Note)
+    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
+    return memory
+
+
+def commit_all(path: Path, worker: int, start: Any) -> None:
+    start.wait()
+    with open_store(path) as memory:  # all open the new file at once
+        for i in range(100):
+            memory.commit(preference(f"topic {i}", f"by {worker}"), session_id=str(worker))
+
+
+def test_four_processes_and_one_hundred_singletons(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    workers = [context.Process(target=commit_all, args=(path, i, start)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    memory = open_store(path)
+    facts = memory.query("preference")
+    assert len(facts) == len({fact.payload["topic"] for fact in facts}) == 100
+    assert [fact.version for fact in facts] == [4] * 100
+    seqs = [entry.seq for entry in reversed(memory.log())]
+    assert seqs == sorted(set(seqs))
+    assert len(seqs) == 400
+    assert memory.verify().ok
+
+
+def test_threads_lose_no_update(tmp_path: Path) -> None:
+    memory = open_store(tmp_path / "state.db")
+    fact_id = memory.commit(note("counter"))
+    lost: list[BaseException] = []
+
+    def count() -> None:
+        from memstate_langgraph import ConflictError
+
+        done = 0
+        while done < 25:
+            fact = memory.get(fact_id)
+            assert fact is not None
+            try:
+                memory.update(fact_id, {"stars": fact.payload["stars"] + 1}, expected_version=fact.version)
+                done += 1
+            except ConflictError:
+                pass
+            except BaseException as error:
+                lost.append(error)
+                return
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lost == []
+    assert memory.get(fact_id).payload["stars"] == 200  # type: ignore[union-attr]
+
+
+def test_the_log_refuses_to_be_changed(tmp_path: Path) -> None:
+    memory = open_store(tmp_path / "state.db")
+    memory.commit(note("x"))
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        for statement in ("UPDATE log SET reason = 'x'", "DELETE FROM log"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                raw.execute(statement)
+        with pytest.raises(sqlite3.IntegrityError):
+            raw.execute(
+                "INSERT INTO facts SELECT 'other', type, namespace, session_id, source, ts, version, ephemeral, "
+                "'\"k\"', payload, seq FROM facts UNION ALL SELECT 'another', type, namespace, session_id, source, ts, "
+                "version, ephemeral, '\"k\"', payload, seq FROM facts"
+            )
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as raw:
+        raw.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(StorageError, match="did not make"):
+        SQLiteStorage(foreign)
+    text = tmp_path / "text.db"
+    text.write_text("this is not a database, whatever its name says" * 20)
+    with pytest.raises(StorageError, match=r"text\.db"):
+        SQLiteStorage(text)
+    with pytest.raises(StorageError):
+        SQLiteStorage(tmp_path / "no such folder" / "state.db")
+    newer = tmp_path / "newer.db"
+    SQLiteStorage(newer).close()
+    with sqlite3.connect(newer) as raw:
+        raw.execute("PRAGMA user_version = 99")
+    with pytest.raises(StorageError, match="99"):
+        SQLiteStorage(newer)
+    with pytest.raises(ValidationFailed, match="synchronous"):
+        SQLiteStorage(tmp_path / "x.db", synchronous="SOMETIMES")  # type: ignore[arg-type]
+
+
+def test_a_held_file_is_reported_and_usable_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    memory = open_store(path, busy_timeout=0.2)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageBusy, match="nothing was written"):
+        memory.commit(note("x"))
+    assert memory.query() == []  # readers do not wait
+    holder.execute("ROLLBACK")
+    memory.commit(note("x"))
+    assert len(memory.query()) == 1
+
+
+def test_synchronous_is_full_unless_told(tmp_path: Path) -> None:
+    for options, expected in (({}, 2), ({"synchronous": "NORMAL"}, 1)):
+        storage = SQLiteStorage(tmp_path / f"{expected}.db", **options)  # type: ignore[arg-type]
+        assert storage.engine.writer.execute("PRAGMA synchronous").fetchone() == (expected,)
+        assert storage.engine.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    memory = open_store(tmp_path / "state.db")
+    memory.close()
+    memory.close()
+    with pytest.raises(StorageClosed):
+        memory.query()
+
+
+def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
+    with open_store(tmp_path / "state.db") as memory:
+        kept = memory.commit(note("kept"), session_id="s")
+        memory.update(kept, {"content": "changed"})
+        facts, log = memory.query(), memory.log()
+    with open_store(tmp_path / "state.db") as memory:
+        assert (memory.query(), memory.log()) == (facts, log)
+        memory.rollback(1, session_id="s")
+        assert memory.get(kept).payload["content"] == "kept"  # type: ignore[union-attr]
+
+
+def plans_of(memory: MemoryStore, action: Callable[[], object]) -> list[str]:
+    """The query plans of all statements that an action executes."""
+    engine = memory.storage.engine  # type: ignore[attr-defined]
+    statements: list[str] = []
+    connections = list(engine._all)
+    for connection in connections:
+        connection.set_trace_callback(statements.append)
+    action()
+    for connection in connections:
+        connection.set_trace_callback(None)
+    plans = []
+    for statement in statements:
+        if statement.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            rows = engine.writer.execute("EXPLAIN QUERY PLAN " + statement).fetchall()
+            plans += [f"{row[3]}    <- {statement}" for row in rows]
+    return plans
+
+
+def test_no_statement_scans(tmp_path: Path) -> None:
+    memory = open_store(tmp_path / "state.db")
+    fact_id = memory.commit(note("x"), session_id="s", idempotency_key="k")
+    memory.commit(preference("food", "x"), session_id="s")
+    actions: dict[str, Callable[[], object]] = {
+        "commit": lambda: memory.commit(note("y"), session_id="s", idempotency_key="new"),
+        "singleton": lambda: memory.commit(preference("food", "y"), session_id="s"),
+        "update": lambda: memory.update(fact_id, {"stars": 1}, expected_version=1),
+        "delete": lambda: memory.delete(fact_id),
+        "rollback": lambda: memory.rollback(1),
+        "rollback of a session": lambda: memory.rollback(1, session_id="s"),
+        "get": lambda: memory.get(fact_id),
+        "log": lambda: memory.log(limit=5),
+        "log of a session": lambda: memory.log(session_id="s", limit=5),
+        "history": lambda: memory.history(fact_id),
+        "query": lambda: memory.query("note", namespace=(), limit=1),
+        "discard": lambda: memory.discard_session("s"),
+    }
+    for name, action in actions.items():
+        for plan in plans_of(memory, action):
+            if name == "log" and plan.startswith("SCAN l "):
+                assert "ORDER BY" not in plan.split("<-")[0]  # newest first along the primary key, and LIMIT stops it
+                continue
+            scans = plan.startswith("SCAN") and not plan.startswith(("SCAN json_each", "SCAN CONSTANT"))
+            assert not scans or "COVERING INDEX" in plan or "SCAN steps" in plan, (name, plan)
+            assert "TEMP B-TREE" not in plan, (name, plan)
+
+
+LIGHT = """
+import sys
+import memstate_langgraph
+from memstate_langgraph import Fact, MemoryStore, ValidationFailed
+names = {"chromadb", "langchain_chroma", "wordllama", "numpy", "langgraph.pregel", "psycopg", "redis"}
+heavy = names & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+FORGOTTEN = """
+import asyncio, sys
+from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, Fact, MemoryStore, SQLiteStorage
+
+async def main():
+    store = AsyncMemoryStore(AsyncSQLiteStorage(sys.argv[1]))
+    await store.commit(Fact(type="x", payload={}))
+
+asyncio.run(main())
+MemoryStore(SQLiteStorage(sys.argv[1])).commit(Fact(type="x", payload={}))
+"""
+
+
+def test_a_forgotten_close_neither_hangs_nor_shouts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN, str(tmp_path / "s.db")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
