@@ -199,8 +199,8 @@ def test_a_clone_with_another_serializer_shares_everything(saver: MemStateCheckp
 
 
 def test_bad_configs_are_named(saver: MemStateCheckpointer) -> None:
-    bad: RunnableConfig
-    for bad in ({}, {"configurable": {}}, {"configurable": {"thread_id": ""}}):
+    configs: list[RunnableConfig] = [{}, {"configurable": {}}, {"configurable": {"thread_id": ""}}]
+    for bad in configs:
         with pytest.raises(ValidationFailed, match="thread_id"):
             saver.get_tuple(bad)
     with pytest.raises(ValidationFailed, match="NUL"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import chromadb
 import pytest
+from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
@@ -44,7 +45,7 @@ def test_commit_and_roll_back_with_chroma(tmp_path: Path) -> None:
     workflow.add_node("say", lambda state: {"messages": ["hello"]})
     workflow.add_edge(START, "say")
     app = workflow.compile(checkpointer=MemStateCheckpointer(memory=mem))
-    app.invoke({"messages": ["hi"]}, {"configurable": {"thread_id": "1"}})
+    app.invoke({"messages": [HumanMessage("hi")]}, {"configurable": {"thread_id": "1"}})
     assert len(mem.query("langgraph.checkpoint", session_id="1")) == 3
 
 
