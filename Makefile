@@ -12,8 +12,9 @@ demo: $(READY)  ## the main job, in under a minute
 test: $(READY) lint types layers  ## what CI runs
 	$(BIN)/python -m pytest -n auto
 
-torture: $(READY)  ## kills, histories and mutants, for many minutes
-	$(BIN)/python -m pytest -m long -n 0 -s
+torture: $(READY)  ## every fault at every point, then the mutants; for many minutes
+	$(BIN)/python -m pytest -m long -n auto
+	$(BIN)/python -m tests.mutants
 
 bench: $(READY)  ## side by side with the peers
 	$(BIN)/python -m benchmarks

@@ -53,7 +53,12 @@ def _refuse(value: Any) -> Any:
 
 def _copied_message(message: BaseMessage) -> BaseMessage:
     made = object.__new__(type(message))
-    fields = {name: value if type(value) in _ATOMS else copied(value) for name, value in message.__dict__.items()}
+    fields = message.__dict__.copy()
+    for name, value in message.__dict__.items():
+        kind = type(value)
+        if kind not in _ATOMS:
+            # most containers of a message are empty, and this is the place where a long chat spends its time
+            fields[name] = copied(value) if value or (kind is not dict and kind is not list) else kind()
     object.__setattr__(made, "__dict__", fields)
     object.__setattr__(made, "__pydantic_fields_set__", set(message.__pydantic_fields_set__))
     extra, private = message.__pydantic_extra__, message.__pydantic_private__

@@ -1,0 +1,3 @@
+from benchmarks.checkpointers import main
+
+main()
