@@ -373,6 +373,21 @@ def test_a_neighbours_facts_do_not_exist(desk: Desk, other: dict[str, str]) -> N
     assert texts(desk.memory) == {fact_id: "tea is green"}
 
 
+@pytest.mark.parametrize("name", ["update", "forget"])
+def test_what_was_looked_at_is_what_changes(plain: Desk, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def get_then_a_neighbour_is_faster(fact_id: str) -> Fact | None:
+        found = MemoryStore.get(plain.memory, fact_id)
+        theirs = Fact(id=fact_id, type="note", payload={"content": "bob's"}, namespace=("memories", "bob"))
+        plain.memory.commit(theirs, session_id="u")
+        return found
+
+    monkeypatch.setattr(plain.store, "get", get_then_a_neighbour_is_faster)
+    args = {"fact_id": "a", "changes": {"stars": 1}} if name == "update" else {"fact_id": "a"}
+    (message,) = plain.calls((name, args))
+    assert message.status == "error"
+    assert [entry.session_id for entry in plain.memory.log()] == ["u"]
+
+
 def test_a_singleton_of_a_neighbour_is_another_fact(desk: Desk) -> None:
     for user in ("ana", "bob"):
         desk.call("remember", {"fact": {"type": "preference", "topic": "drink", "content": user}}, user_id=user)
