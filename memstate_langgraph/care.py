@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from memstate_langgraph.errors import HookError
+from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Fact, Health, Query, Vector
 from memstate_langgraph.flows import Core, intend
 from memstate_langgraph.ops import (
@@ -215,6 +215,8 @@ def forget(ids: tuple[str, ...]) -> Plan[None]:
 
 
 def repair(core: Core, storage: Any, progress: Progress | None) -> Flow[Report]:
+    if progress is not None and not callable(progress):
+        raise ValidationFailed(f"progress: must be a callable, not {progress!r}")
     report = progress or _silent
     comparisons: dict[str, Comparison] = {}
     yield from _examine(core, storage, comparisons)

@@ -32,6 +32,8 @@ class _Store:
     def __init__(self, hooks: Iterable[object] | None, strict: bool) -> None:
         self._core = Core(Rules(strict=strict))
         self._transaction: Transaction | None = None
+        if hooks is not None and not isinstance(cast("object", hooks), Iterable):
+            raise ValidationFailed(f"hooks: must be a list of hooks, not {hooks!r}")
         for hook in hooks or ():
             self.add_hook(hook)
 
@@ -57,6 +59,8 @@ class _Store:
         for name, text in (("session_id", session_id), ("actor", actor), ("reason", reason)):
             if text is not None:
                 check_text(text, name)
+        if cause is not None and not isinstance(cast("object", cause), Cause):
+            raise ValidationFailed(f"cause: must be a Cause, not {cause!r}")
         return By(session_id, actor, reason, cause or current_cause())
 
     def _put(
@@ -129,6 +133,8 @@ class _Store:
         return Rollback(steps, session_id, by, namespace, None if within is None else frozenset(within), _key(key))
 
     def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
+        if not isinstance(cast("object", facts), Iterable):
+            raise ValidationFailed(f"commit_many: takes a list of facts, not {facts!r}")
         facts = list(facts)
         keys = [None if key is None else f"{key}:{i}" for i in range(len(facts))]
         return [self._put(fact, False, by, each, None) for fact, each in zip(facts, keys, strict=True)]

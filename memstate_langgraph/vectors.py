@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
 from memstate_langgraph.rules import canonical, check_text
 
@@ -95,10 +95,15 @@ class VectorStoreSyncHook:
         """What to embed for a fact, or None if it is not to be found by meaning."""
         if self.target_types is not None and fact.type not in self.target_types:
             return None
-        value = self.text_formatter(fact) if self.text_formatter else fact.payload.get(str(self.text_field))
-        if value is None:
-            return None
-        text = value if isinstance(value, str) else canonical(value)
+        try:
+            value = self.text_formatter(fact) if self.text_formatter else fact.payload.get(str(self.text_field))
+            if value is None:
+                return None
+            text = value if isinstance(value, str) else canonical(value)
+        except Exception as error:
+            raise HookError(
+                f"hook {self.name!r}: no text for fact {fact.id} ({type(error).__name__}: {error})"
+            ) from error
         if not text.strip():
             return None
         metadata: dict[str, str | int | float | bool] = {}

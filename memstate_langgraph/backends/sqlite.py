@@ -58,6 +58,8 @@ class SQLiteEngine:
         if busy_timeout <= 0:
             raise ValidationFailed(f"busy_timeout: must be more than 0 seconds, not {busy_timeout!r}")
         self.path = str(path)
+        if not self.path or "\x00" in self.path:
+            raise ValidationFailed(f"path: must name a file, or {MEMORY!r}, not {path!r}")
         self.in_memory = self.path == MEMORY
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
