@@ -134,11 +134,26 @@ class Rules:
 
 
 def dumped(typename: str, model: BaseModel, *, only_given: bool = False) -> dict[str, Any]:
-    """A model as JSON."""
+    """A model as JSON; a number that JSON lacks is an error here, where pydantic would write null."""
     try:
+        if (path := _not_finite(model.model_dump(exclude_unset=only_given))) is not None:
+            raise ValidationFailed(f"type {typename!r}: field {path}: is not a JSON number")
         return model.model_dump(mode="json", exclude_unset=only_given)
     except (ValueError, RecursionError) as error:  # pydantic's own error, or a plain one for what is too deep
         raise ValidationFailed(f"type {typename!r}: the payload cannot be written as JSON ({error})") from error
+
+
+def _not_finite(value: Any, path: str = "") -> str | None:
+    """The path of the first NaN or infinity in nested containers."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    inner = (_not_finite(item, f"{path}.{key}" if path else str(key)) for key, item in items)
+    return next((found for found in inner if found is not None), None)
 
 
 def explain(typename: str, error: ValidationError) -> str:

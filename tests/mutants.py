@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("failed vectors are not given up", "flows.py", "            yield abandon(tuple(made.vector_id for made in prepared.values()), time.time())", "            pass", VECTORS),
     Mutant("expired intents are not reaped", "flows.py", "        yield abandon(None, now)\n", "", FAULTS),
     Mutant("no tombstone for a late write", "backends/sql.py", "UPDATE vectors SET state = 'retired', due = ?, late = 1 WHERE", "UPDATE vectors SET state = 'retired', due = ?, late = 0 WHERE", VECTORS),
-    Mutant("a failing upsert is ignored", "flows.py", "                raise HookError(\n                    f\"vector store {hook.name!r} failed", "                HookError(\n                    f\"vector store {hook.name!r} failed", VECTORS),
+    Mutant("a failing upsert is ignored", "flows.py", "                yield from self._give_up(prepared)\n                raise HookError(\n                    f\"vector store", "                continue\n                raise HookError(\n                    f\"vector store", VECTORS),
     Mutant("texts are not compared again under the lock", "flows.py", "    unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())", "    unprepared = any(key not in prepared for key in texts)", VECTORS),
     Mutant("a veto is ignored", "flows.py", "                raise HookError(f\"a hook refused the change: {error}\") from error", "                pass", CORE),
     Mutant("a fact without text keeps its old vector", "backends/sql.py", "WHERE fact_id = ? AND state = 'live' AND born < ?", "WHERE fact_id = ? AND state = 'live' AND born < ? AND 0", VECTORS),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from memstate_langgraph import (
     ConflictError,
@@ -51,6 +52,18 @@ def test_payloads_are_validated_and_the_error_names_type_and_field(memory: Memor
     with pytest.raises(ValidationFailed, match=r"'note'.*stars"):
         memory.commit(Fact(type="note", payload={"content": "x", "stars": "many"}))
     assert memory.query() == []
+    assert memory.log() == []
+
+
+def test_a_number_that_json_lacks_is_refused(memory: MemoryStore) -> None:
+    class Measured(BaseModel):
+        data: dict[str, Any]
+
+    memory.register_schema("measured", Measured)
+    for typename in ("measured", "unregistered"):
+        for number in (float("nan"), float("inf")):
+            with pytest.raises(ValidationFailed, match=r"data\.x.*JSON number"):
+                memory.commit(Fact(type=typename, payload={"data": {"x": number}}))
     assert memory.log() == []
 
 
