@@ -145,10 +145,10 @@ class State(TypedDict, total=False):
 
 def fan_out(saver: Any) -> Any:
     graph = StateGraph(State)
-    graph.add_node("plan", lambda state: {})
+    graph.add_node("plan", lambda _: {})
     graph.add_node("work", lambda state: {"found": [state["note"]]})
     graph.add_edge(START, "plan")
-    graph.add_conditional_edges("plan", lambda state: [Send("work", {"note": i}) for i in range(100)], ["work"])
+    graph.add_conditional_edges("plan", lambda _: [Send("work", {"note": i}) for i in range(100)], ["work"])
     return graph.compile(checkpointer=saver)
 
 
