@@ -55,6 +55,7 @@ from memstate_langgraph.chunks import (
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint
 from memstate_langgraph.facts import Fact, Query
 from memstate_langgraph.ops import Plan, reads, writes
+from memstate_langgraph.packing import unpack_typed
 from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, matches
 
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -469,6 +470,7 @@ def write_fact(row: WriteRow) -> Fact:
 
 def _readable(kind: str, data: bytes) -> dict[str, Any]:
     """A mapping that was serialized without encryption, else nothing; never more than plain values."""
+    kind, data = unpack_typed(kind, data)
     if kind != "msgpack":
         return {}
     found = ormsgpack.unpackb(data, ext_hook=lambda code, _: f"<object {code}>", option=ormsgpack.OPT_NON_STR_KEYS)

@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from memstate_langgraph.checkpoint_ops import ChunkRow
+from memstate_langgraph.packing import pack, unpack
 
 CHUNK = 65536
 """The largest chunk, in bytes."""
@@ -251,12 +252,11 @@ class Codec:
     def seal(self, chunks: dict[bytes, bytes]) -> tuple[ChunkRow, ...]:
         rows = []
         for chunk, text in chunks.items():
-            packed = zlib.compress(text, 1) if len(text) >= 128 else text
-            smaller = len(packed) < len(text)
-            data, cipher = packed if smaller else text, None
+            packed = pack(text)
+            data, cipher = text if packed is None else packed, None
             if self._cipher is not None:
                 cipher, data = self._cipher.encrypt(data)
-            rows.append(ChunkRow(chunk, cipher, smaller, data))
+            rows.append(ChunkRow(chunk, cipher, packed is not None, data))
         return tuple(rows)
 
     def open(self, rows: Sequence[ChunkRow], pool: bytes) -> dict[bytes, bytes]:
@@ -272,7 +272,7 @@ class Codec:
                 except ValueError as error:
                     raise Damaged(f"chunk {row.id.hex()} cannot be decrypted ({error})") from error
             try:
-                text = zlib.decompress(data) if row.packed else data
+                text = unpack(data) if row.packed else data
             except zlib.error as error:
                 raise Damaged(f"chunk {row.id.hex()} cannot be unpacked ({error})") from error
             if row.cipher is None and hashlib.blake2b(text, digest_size=ID_BYTES, key=pool).digest() != row.id:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,9 +30,10 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from memstate_langgraph import checkpoints
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import Codec, Recent, Stored
-from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
+from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
+from memstate_langgraph.packing import pack_typed, unpack_typed
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
 from memstate_langgraph.run import AsyncStorage, Storage
@@ -134,8 +136,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             place,
             parent_id,
             None if run_id is None else str(run_id),
-            *self.serde.dumps_typed(body),
-            *self.serde.dumps_typed(about),
+            *pack_typed(*self.serde.dumps_typed(body)),
+            *pack_typed(*self.serde.dumps_typed(about)),
         )
         work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
         return _Put(place, work)
@@ -178,6 +180,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 data = b""
             elif codec.encrypts:
                 kind, data = self.serde.dumps_typed(value)
+            else:
+                kind, data = pack_typed(kind, data)
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
         return checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
 
@@ -212,7 +216,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
         row, codec = loaded.row, Codec(self.serde)
-        body = self.serde.loads_typed((row.kind, row.body))
+        body = _read(self.serde, row.place, row.kind, row.body)
         return CheckpointTuple(
             config=_config(row.place),
             checkpoint={  # type: ignore[typeddict-item]  # the body is a checkpoint but for its values
@@ -234,7 +238,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         )
 
     def _metadata(self, row: CheckpointRow) -> Any:
-        about = self.serde.loads_typed((row.metadata_kind, row.metadata))
+        about = _read(self.serde, row.place, row.metadata_kind, row.metadata)
         counters = about.get("counters_since_delta_snapshot")
         if counters:  # pairs, which the serializer gives back as lists
             about["counters_since_delta_snapshot"] = {channel: tuple(pair) for channel, pair in counters.items()}
@@ -244,7 +248,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if write.pieces is not None:
             value = Codec(self.serde).loads(write.kind, large[write.pieces])
         else:
-            value = self.serde.loads_typed((write.kind, write.value))
+            value = _read(self.serde, write.place, write.kind, write.value)
         return write.task_id, write.channel, value
 
     def list(
@@ -439,7 +443,7 @@ class _Lens:
 
     def _body(self, row: CheckpointRow) -> dict[str, Any]:
         if row.place not in self._bodies:
-            self._bodies[row.place] = self.serde.loads_typed((row.kind, row.body))
+            self._bodies[row.place] = _read(self.serde, row.place, row.kind, row.body)
         return self._bodies[row.place]
 
     def versions(self, row: CheckpointRow) -> dict[str, str]:
@@ -450,7 +454,7 @@ class _Lens:
         return str(self._body(row).get("ts") or "")
 
     def deltas(self, row: CheckpointRow) -> frozenset[str]:
-        about = self.serde.loads_typed((row.metadata_kind, row.metadata))
+        about = _read(self.serde, row.place, row.metadata_kind, row.metadata)
         return frozenset(about.get("counters_since_delta_snapshot") or ())
 
 
@@ -523,6 +527,16 @@ def _thread(thread_id: object) -> str:
     text = str(thread_id)
     check_characters(text, "thread_id")
     return text
+
+
+def _read(serde: SerializerProtocol, place: Place, kind: str, data: bytes) -> Any:
+    try:
+        return serde.loads_typed(unpack_typed(kind, data))
+    except (zlib.error, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, checkpoint {place.checkpoint_id!r}: "
+            f"its stored form cannot be read ({error})"
+        ) from error
 
 
 def _config(place: Place) -> RunnableConfig:

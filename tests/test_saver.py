@@ -463,12 +463,18 @@ def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpoi
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
     engine: Any = saver.memory.storage.engine  # type: ignore[union-attr]
-    for damage in ("UPDATE chunks SET data = zeroblob(10), packed = 0", "DELETE FROM chunks"):
+    for damage in (
+        "UPDATE writes SET value = zeroblob(10)",
+        "UPDATE chunks SET data = zeroblob(10), packed = 0",
+        "UPDATE chunks SET data = zeroblob(10), packed = 1",
+        "DELETE FROM chunks",
+        "UPDATE checkpoints SET body = zeroblob(10)",
+    ):
         engine.writer.execute(damage)
         fresh = copy.copy(saver)
         fresh._recent = type(saver._recent)()
         with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
-            chat(fresh).get_state(config("broken"))
+            list(chat(fresh).get_state_history(config("broken")))
 
 
 def test_encryption_hides_values_and_still_shares_them(tmp_path: Path) -> None:
