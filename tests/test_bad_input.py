@@ -37,7 +37,7 @@ def nested(depth: int) -> Any:
 
 
 TEXT = st.text() | st.sampled_from(
-    ["", "\x00", "a\x00b", "\ud800", "\udfff!", "'; DROP TABLE facts; --", '"', "ü", LONG]
+    ["", "\x00", "a\x00b", "\ud800", "\udfff!", "'; DROP TABLE facts; --", '"', "ü", "x" * 600]
 )
 LEAVES = (
     st.none()
@@ -129,7 +129,7 @@ def payloads_are_stored_or_refused(shared: MemoryStore, payload: dict[str, Any],
 
 
 @given(payload=PAYLOADS, typename=st.sampled_from(["free", "preference", "loose"]))
-@settings(max_examples=300)
+@settings(max_examples=250)
 def test_payloads_of_every_shape(shared: MemoryStore, payload: dict[str, Any], typename: str) -> None:
     payloads_are_stored_or_refused(shared, payload, typename)
 
@@ -150,7 +150,7 @@ def test_payloads_too_deep_for_anyone(shared: MemoryStore, typename: str) -> Non
 
 
 @given(patch=PAYLOADS)
-@settings(max_examples=150)
+@settings(max_examples=120)
 def test_patches_of_every_shape(shared: MemoryStore, patch: dict[str, Any]) -> None:
     before = shared.get("known")
     result = outcome(shared, lambda: shared.update("known", patch))
@@ -170,7 +170,7 @@ FILTERS = st.dictionaries(FILTER_KEYS, VALUES | st.dictionaries(OPERATORS, VALUE
 
 
 @given(filters=FILTERS, search=st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=120)
 def test_filters_of_every_shape(shared: MemoryStore, filters: dict[str, Any], search: bool) -> None:
     calls: list[Callable[[], Any]] = [lambda: shared.query(filters=filters)]
     if search:

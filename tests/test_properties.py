@@ -313,7 +313,7 @@ QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 @pytest.mark.parametrize("place", PLACES, ids=[place.name for place in PLACES])
 def test_random_histories(place: Place) -> None:
     machine = type("HistoriesHere", (Histories,), {"place": place})
-    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, phases=QUICK))
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30, phases=QUICK))
 
 
 @pytest.mark.long

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,52 +162,6 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         assert (memory.query(), memory.log()) == (facts, log)
         memory.rollback(1, session_id="s")
         assert memory.get(kept).payload["content"] == "kept"  # type: ignore[union-attr]
-
-
-def plans_of(memory: MemoryStore, action: Callable[[], object]) -> list[str]:
-    """The query plans of all statements that an action executes."""
-    engine = memory.storage.engine  # type: ignore[attr-defined]
-    statements: list[str] = []
-    connections = list(engine._all)
-    for connection in connections:
-        connection.set_trace_callback(statements.append)
-    action()
-    for connection in connections:
-        connection.set_trace_callback(None)
-    plans = []
-    for statement in statements:
-        if statement.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE"):
-            rows = engine.writer.execute("EXPLAIN QUERY PLAN " + statement).fetchall()
-            plans += [f"{row[3]}    <- {statement}" for row in rows]
-    return plans
-
-
-def test_no_statement_scans(tmp_path: Path) -> None:
-    memory = open_store(tmp_path / "state.db")
-    fact_id = memory.commit(note("x"), session_id="s", idempotency_key="k")
-    memory.commit(preference("food", "x"), session_id="s")
-    actions: dict[str, Callable[[], object]] = {
-        "commit": lambda: memory.commit(note("y"), session_id="s", idempotency_key="new"),
-        "singleton": lambda: memory.commit(preference("food", "y"), session_id="s"),
-        "update": lambda: memory.update(fact_id, {"stars": 1}, expected_version=1),
-        "delete": lambda: memory.delete(fact_id),
-        "rollback": lambda: memory.rollback(1),
-        "rollback of a session": lambda: memory.rollback(1, session_id="s"),
-        "get": lambda: memory.get(fact_id),
-        "log": lambda: memory.log(limit=5),
-        "log of a session": lambda: memory.log(session_id="s", limit=5),
-        "history": lambda: memory.history(fact_id),
-        "query": lambda: memory.query("note", namespace=(), limit=1),
-        "discard": lambda: memory.discard_session("s"),
-    }
-    for name, action in actions.items():
-        for plan in plans_of(memory, action):
-            if name == "log" and plan.startswith("SCAN l "):
-                assert "ORDER BY" not in plan.split("<-")[0]  # newest first along the primary key, and LIMIT stops it
-                continue
-            scans = plan.startswith("SCAN") and not plan.startswith(("SCAN json_each", "SCAN CONSTANT"))
-            assert not scans or "COVERING INDEX" in plan or "SCAN steps" in plan, (name, plan)
-            assert "TEMP B-TREE" not in plan, (name, plan)
 
 
 LIGHT = """

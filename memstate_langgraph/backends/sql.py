@@ -137,8 +137,10 @@ def load(op: ops.Load, d: Dialect) -> Statements[dict[str, Standing]]:
     # the newest entry of each id tells version and entry in force, also of what was deleted
     rows = yield Sql(
         f"SELECT l.fact_id, l.version, l.seq, l.undoes, l.base, {', '.join('f.' + n for n in _FIELDS)} "
-        "FROM log l LEFT JOIN facts f ON f.id = l.fact_id "
-        f"WHERE {d.among('l.fact_id')} AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = l.fact_id)",
+        f"FROM {d.rows('wanted')} "
+        "JOIN log l ON l.fact_id = wanted.value "
+        "AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value) "
+        "LEFT JOIN facts f ON f.id = l.fact_id",
         (d.listed(op.ids),),
     )
     return {
@@ -158,8 +160,7 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
     found: dict[ops.Single, str] = {}
     for (typename, namespace), keys in groups.items():
         rows = yield Sql(
-            "SELECT singleton, id FROM facts "
-            f"WHERE type = ? AND namespace = ? AND singleton IS NOT NULL AND {d.among('singleton')}",
+            f"SELECT singleton, id FROM facts WHERE type = ? AND namespace = ? AND {d.among('singleton')}",
             (typename, namespace_text(namespace), d.listed(keys)),
         )
         found.update({(typename, namespace, key): fact_id for key, fact_id in rows})

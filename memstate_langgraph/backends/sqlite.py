@@ -38,6 +38,9 @@ class _Dialect:
     def among(self, column: str) -> str:
         return f"{column} IN (SELECT value FROM json_each(?))"
 
+    def rows(self, alias: str) -> str:
+        return f"json_each(?) AS {alias}"
+
     def listed(self, values: Iterable[Any]) -> str:
         return json_text(list(values))
 

@@ -47,6 +47,10 @@ class Dialect(Protocol):
         """A condition that the column's value is in the list bound to one parameter."""
         ...
 
+    def rows(self, alias: str) -> str:
+        """The list bound to one parameter as a table of that name, with the column `value`."""
+        ...
+
     def listed(self, values: Iterable[Any]) -> Any:
         """A list as that one parameter."""
         ...

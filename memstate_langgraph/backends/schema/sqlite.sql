@@ -70,8 +70,7 @@ CREATE TABLE vectors (
     late        INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX vectors_live ON vectors (fact_id) WHERE state = 'live';
-CREATE INDEX vectors_due ON vectors (due) WHERE state <> 'live';
-CREATE INDEX vectors_collection ON vectors (collection, id);
+CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;
 
 -- LangGraph's checkpoints without their channel values, which are shared between checkpoints.
 CREATE TABLE checkpoints (

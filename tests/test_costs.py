@@ -1,0 +1,107 @@
+"""Cost follows the change, not the history: counted in steps of SQLite's virtual machine, not in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memstate_langgraph import Constraint, Fact, MemoryStore, SQLiteStorage
+from tests.stores import Preference, Unreliable, collect, hook_over, note
+
+
+def preference(role: str) -> Fact:
+    return Fact(type="preference", payload={"content": f"on {role}", "role": role})
+
+
+def filled(path: Path, size: int) -> MemoryStore:
+    memory = MemoryStore(SQLiteStorage(path, synchronous="OFF"), [hook_over(Unreliable(), grace=3600.0)])
+    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    for start in range(0, size, 500):
+        batch = range(start, min(start + 500, size))
+        memory.commit_many([note(f"number {i}", f"n{i}") for i in batch], session_id="s")
+        memory.commit_many([preference(f"r{i}") for i in batch], session_id="t")
+    for i in range(size // 4):
+        memory.update("n0", {"content": f"again {i}"}, session_id="s")
+    return memory
+
+
+def steps(memory: MemoryStore, action: Callable[[], object]) -> int:
+    """Virtual machine steps of all statements of an action, in tens."""
+    count = 0
+
+    def tick() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    connections = list(memory.storage.engine._all)  # type: ignore[attr-defined]
+    for connection in connections:
+        connection.set_progress_handler(tick, 10)
+    action()
+    for connection in connections:
+        connection.set_progress_handler(None, 0)
+    return count
+
+
+ACTIONS: dict[str, Callable[[MemoryStore], object]] = {
+    "commit": lambda m: m.commit(note("new")),
+    "commit with a key": lambda m: m.commit(note("new"), idempotency_key="k"),
+    "new singleton": lambda m: m.commit(preference("new")),
+    "known singleton": lambda m: m.commit(preference("r1"), session_id="t"),
+    "update": lambda m: m.update("n1", {"content": "changed"}),
+    "update of what changed often": lambda m: m.update("n0", {"content": "changed"}),
+    "delete": lambda m: m.delete("n2"),
+    "ephemeral": lambda m: m.commit(note("new"), session_id="e", ephemeral=True),
+    "promote": lambda m: m.promote("e"),
+    "discard": lambda m: m.discard_session("s"),
+    "rollback": lambda m: m.rollback(1),
+    "rollback of a session": lambda m: m.rollback(1, session_id="s"),
+    "transaction": lambda m: m.commit_many([note("one"), note("two")]),
+    "get": lambda m: m.get("n3"),
+    "log": lambda m: m.log(limit=5),
+    "log of a session": lambda m: m.log(session_id="t", limit=5),
+    "history": lambda m: m.history("n3"),
+    "query": lambda m: m.query("note", limit=5),
+    "query in a namespace": lambda m: m.query("note", namespace=(), limit=5),
+    "query by id": lambda m: m.query(filters={"id": "n3"}),
+    "search": lambda m: m.search("number", limit=5),
+    "collect": collect,
+}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryStore, MemoryStore]:
+    folder = tmp_path_factory.mktemp("costs")
+    small, large = filled(folder / "small.db", 100), filled(folder / "large.db", 2000)
+    for memory in (small, large):
+        memory.query(limit=1)  # a reading connection exists now
+    return small, large
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_cost_does_not_grow(stores: tuple[MemoryStore, MemoryStore], action: str) -> None:
+    small, large = (steps(memory, lambda memory=memory: ACTIONS[action](memory)) for memory in stores)  # type: ignore[misc]
+    assert large <= small * 1.5 + 5, f"{action}: {small * 10} steps with 200 facts, {large * 10} with 4,000"
+
+
+def test_query_plans_use_indexes(stores: tuple[MemoryStore, MemoryStore]) -> None:
+    memory, _ = stores
+    engine = memory.storage.engine  # type: ignore[attr-defined]
+    statements: list[str] = []
+    for connection in engine._all:
+        connection.set_trace_callback(statements.append)
+    for action in ACTIONS.values():
+        action(memory)
+    for connection in engine._all:
+        connection.set_trace_callback(None)
+    asked = {text for text in statements if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")}
+    assert len(asked) > 40
+    for statement in asked:
+        for *_, plan in engine.writer.execute("EXPLAIN QUERY PLAN " + statement):
+            # A scan in the order of an index that a LIMIT stops early is what reads the newest of all.
+            limited = "LIMIT" in statement or plan == "SCAN facts USING INDEX facts_seq" or "max(seq)" in statement
+            free = plan.startswith(("SCAN json_each", "SCAN wanted VIRTUAL", "SCAN CONSTANT"))
+            assert free or limited or not plan.startswith("SCAN"), f"{plan}\n{statement}"
+            assert "TEMP B-TREE" not in plan, f"{plan}\n{statement}"
