@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def filled(path: Path, size: int) -> MemoryStore:
     return memory
 
 
+def connections_of(memory: MemoryStore) -> list[sqlite3.Connection]:
+    engine = memory.storage.engine  # type: ignore[attr-defined]
+    return [engine.writer, *engine._readers]
+
+
 def steps(memory: MemoryStore, action: Callable[[], object]) -> int:
     """Virtual machine steps of all statements of an action, in tens."""
     count = 0
@@ -36,7 +42,7 @@ def steps(memory: MemoryStore, action: Callable[[], object]) -> int:
         count += 1
         return 0
 
-    connections = list(memory.storage.engine._all)  # type: ignore[attr-defined]
+    connections = connections_of(memory)
     for connection in connections:
         connection.set_progress_handler(tick, 10)
     action()
@@ -90,11 +96,11 @@ def test_query_plans_use_indexes(stores: tuple[MemoryStore, MemoryStore]) -> Non
     memory, _ = stores
     engine = memory.storage.engine  # type: ignore[attr-defined]
     statements: list[str] = []
-    for connection in engine._all:
+    for connection in connections_of(memory):
         connection.set_trace_callback(statements.append)
     for action in ACTIONS.values():
         action(memory)
-    for connection in engine._all:
+    for connection in connections_of(memory):
         connection.set_trace_callback(None)
     asked = {text for text in statements if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")}
     assert len(asked) > 40

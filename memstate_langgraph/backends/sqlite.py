@@ -12,10 +12,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
@@ -67,8 +68,8 @@ class SQLiteEngine:
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
         self._lock = threading.Lock()
+        self._pool = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
-        self._all: list[sqlite3.Connection] = []
         self._closed = False
         self.writer = self._open()
         if not self.in_memory:
@@ -98,7 +99,6 @@ class SQLiteEngine:
             except BaseException:
                 connection.close()
                 raise
-        self._all.append(connection)
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -142,13 +142,17 @@ class SQLiteEngine:
 
     def attempt(self, work: Work[R]) -> R:
         """Run a plan once in a transaction; `_Contention` if another writer was in the way."""
-        if self._closed:
-            raise StorageClosed(f"{self.path}: the storage was closed")
         if work.write or self.in_memory:
             with self._lock:
+                self._refuse_if_closed()
                 return self._transact(self.writer, work)
+        self._refuse_if_closed()
         with self._reader() as connection:
             return self._transact(connection, work)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
         def execute(statement: Statement) -> Any:
@@ -182,14 +186,17 @@ class SQLiteEngine:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = self._readers.pop()
-        except IndexError:
-            connection = self._open()
+        with self._pool:
+            connection = self._readers.pop() if self._readers else None
+        connection = connection or self._open()
         try:
             yield connection
         finally:
-            self._readers.append(connection)
+            with self._pool:
+                if self._closed:  # whoever closed the storage left this one to us
+                    connection.close()
+                else:
+                    self._readers.append(connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -200,20 +207,17 @@ class SQLiteEngine:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise _Contention(str(error)) from error
             raise StorageError(f"{self.path}: {error}") from error
-        except sqlite3.ProgrammingError as error:
-            if self._closed:
-                raise StorageClosed(f"{self.path}: the storage was closed") from error
-            raise StorageError(f"{self.path}: {error}") from error
         except sqlite3.Error as error:
             raise StorageError(f"{self.path}: {error}") from error
 
     # --- closing and care
 
     def close(self) -> None:
-        with self._lock:
+        """Close the file; transactions under way end first, or close their own connection when they end."""
+        with self._lock, self._pool:
             self._closed = True
-            while self._all:
-                self._all.pop().close()
+            for connection in (self.writer, *self._readers):
+                connection.close()
             self._readers.clear()
 
     def warnings(self) -> list[str]:
@@ -283,7 +287,7 @@ class AsyncSQLiteStorage:
     """The async door of `SQLiteStorage`; opened at its first use.
 
     A plan runs as a whole in aiosqlite's thread, one hop per transaction. So a cancelled call leaves no
-    transaction open: the plan either never began or ran to its end.
+    transaction open: its plan never began, or ran to its end before the call returned.
     """
 
     def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
@@ -347,28 +351,25 @@ class _Worker:
         self._connection._thread.start()
 
     async def attempt(self, work: Work[R]) -> R:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[R] = loop.create_future()
-
-        def settle(result: R | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if error is None:
-                done.set_result(cast("R", result))
-            else:
-                done.set_exception(error)
+        job: Future[R] = Future()
 
         def run() -> None:
-            result, error = None, None
+            if not job.set_running_or_notify_cancel():
+                return
             try:
-                result = self._engine.attempt(work)
-            except BaseException as raised:
-                error = raised
-            with suppress(RuntimeError):  # the loop that asked was closed; the thread has to outlive it
-                loop.call_soon_threadsafe(settle, result, error)
+                job.set_result(self._engine.attempt(work))
+            except BaseException as error:
+                job.set_exception(error)
 
         self._connection._tx.put_nowait((None, run))
-        return await done
+        done = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not job.cancel():  # it is running: what it does is done when we return
+                await asyncio.wait([done])
+                done.exception()
+            raise
 
     async def stop(self) -> None:
         self._connection._connection = None  # the engine closes its own connections
