@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from memstate_langgraph.errors import HookError, ValidationFailed
+from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, Health, Query, Vector
-from memstate_langgraph.flows import Core, intend
+from memstate_langgraph.flows import Core, ask, intend
 from memstate_langgraph.ops import (
     Activate,
     Expunge,
@@ -24,7 +24,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.run import Call, Flow
+from memstate_langgraph.run import Flow
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 PAGE = 1000
@@ -130,10 +130,7 @@ def _held(core: Core) -> Flow[dict[str, set[str] | None]]:
     """What each vector store holds, asked before the books: an id is in the books before a store has it."""
     held: dict[str, set[str] | None] = {}
     for hook in core.vectors:
-        try:
-            ids: list[str] | None = yield Call(hook, "ids", ())
-        except Exception as error:
-            raise HookError(f"vector store {hook.name!r}: could not list its ids ({error})") from error
+        ids: list[str] | None = yield from ask(hook, "ids")
         held[hook.name] = None if ids is None else set(ids)
     return held
 
@@ -225,7 +222,7 @@ def repair(core: Core, storage: Any, progress: Progress | None) -> Flow[Report]:
         strays = sorted(found.strays)
         for start in range(0, len(strays), REBUILD_AT_ONCE):
             batch = tuple(strays[start : start + REBUILD_AT_ONCE])
-            yield Call(hook, "delete", (batch,))
+            yield from ask(hook, "delete", batch)
             report(f"removing strays from {hook.name}", start + len(batch), len(strays))
         yield from _embed_missing(hook, found, report)
     removed = yield from core.collect()
@@ -238,7 +235,7 @@ def _embed_missing(hook: VectorStoreSyncHook, found: Comparison, report: Progres
     old = {row.fact_id: row.id for row in found.gone}
     useless = tuple(row.id for row in found.gone if row.fact_id not in facts)
     if useless:
-        yield Call(hook, "delete", (useless,))
+        yield from ask(hook, "delete", useless)
         yield forget(useless)
     todo = list(facts.values())
     for start in range(0, len(todo), REBUILD_AT_ONCE):
@@ -247,10 +244,10 @@ def _embed_missing(hook: VectorStoreSyncHook, found: Comparison, report: Progres
         due = time.time() + hook.lease
         yield intend(tuple(Vector(vector_id, hook.name, fact.id, due=due) for vector_id, fact in fresh))
         texts = [(vector_id, text) for vector_id, fact in fresh if (text := hook.text_of(fact)) is not None]
-        yield Call(hook, "upsert", (texts,))
+        yield from ask(hook, "upsert", texts)
         lost = tuple(old[fact.id] for fact in batch if fact.id in old)
         if lost:
-            yield Call(hook, "delete", (lost,))
+            yield from ask(hook, "delete", lost)
         yield replace_vectors(fresh, lost)
         report(f"embedding into {hook.name}", start + len(batch), len(todo))
 

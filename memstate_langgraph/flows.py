@@ -173,8 +173,8 @@ def due(indexes: tuple[str, ...], now: float, limit: int) -> Plan[list[Vector]]:
 
 
 @notes
-def bury(ids: tuple[str, ...], until: float) -> Plan[None]:
-    yield from Buried(ids, until)
+def bury(ids: tuple[str, ...], now: float, until: float) -> Plan[None]:
+    yield from Buried(ids, now, until)
 
 
 @reads
@@ -209,6 +209,13 @@ def gist(draft: Draft) -> list[Any]:
 
 
 # --- flows
+
+
+def ask(hook: VectorStoreSyncHook, method: str, *args: Any) -> Flow[Any]:
+    try:
+        return (yield Call(hook, method, args))
+    except Exception as error:
+        raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
 
 
 class Core:
@@ -393,8 +400,8 @@ class Core:
             for hook in self.vectors:
                 ids = tuple(row.id for row in rows if row.index == hook.name)
                 if ids:
-                    yield Call(hook, "delete", (ids,))
-                    yield bury(ids, now + hook.late)
+                    yield from ask(hook, "delete", ids)
+                    yield bury(ids, now, now + hook.late)
             removed += len(rows)
         return removed
 
@@ -458,10 +465,7 @@ class Core:
             at: int = yield position()
             k = 1000 if limit is None else limit + 5
             while True:
-                try:
-                    hits = yield Call(hook, "search", (query, k, scope.type, scope.namespace))
-                except Exception as error:
-                    raise HookError(f"vector store {hook.name!r}: search failed ({error})") from error
+                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace)
                 facts: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
                 found = [
                     ScoredFact(fact, score)

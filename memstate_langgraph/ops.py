@@ -186,9 +186,13 @@ class Due(Op[list[Vector]]):
 
 @dataclass(frozen=True, slots=True)
 class Buried(Op[None]):
-    """The vector store deleted these: forget them, but keep the `late` ones as tombstones until then."""
+    """The vector store deleted these: forget them, but keep the `late` ones as tombstones until then.
+
+    Tombstones that are not yet due `now` stay: somebody else made them of the same vectors meanwhile.
+    """
 
     ids: tuple[str, ...]
+    now: float
     until: float
 
 

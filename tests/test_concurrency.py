@@ -23,6 +23,7 @@ from memstate_langgraph import (
     Constraint,
     Fact,
     FactNotFound,
+    HookError,
     InMemoryStorage,
     LeaseLost,
     MemoryStore,
@@ -31,7 +32,19 @@ from memstate_langgraph import (
     VectorStoreSyncHook,
 )
 from memstate_langgraph.vectors import Hits
-from tests.stores import Note, Preference, Unreliable, assert_in_step, awaited, found, hook_over, live, note, texts
+from tests.stores import (
+    Note,
+    Preference,
+    Unreliable,
+    assert_in_step,
+    awaited,
+    collect,
+    found,
+    hook_over,
+    live,
+    note,
+    texts,
+)
 
 
 def preference(role: str, content: str) -> Fact:
@@ -405,6 +418,45 @@ def test_a_search_slower_than_the_grace_time_does_not_answer_wrongly(tmp_path: P
     memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook])
     memory.commit(note("one", "a"))
     assert {hit.fact.payload["content"] for hit in memory.search("x", limit=None)} == {"two"}
+
+
+def test_two_who_collect_at_once_keep_the_tombstone(tmp_path: Path) -> None:
+    class Meeting(VectorStoreSyncHook):
+        meets = False
+
+        def delete(self, ids: Any) -> None:
+            if self.meets:
+                self.meets = False
+                collect(memory)
+            super().delete(ids)
+
+    vectors = Unreliable()
+    hook = Meeting(vectors, "content", grace=0.0, late=0.2)
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook])
+    vectors.mood = "late"
+    with pytest.raises(HookError):
+        memory.commit(note("one"))
+    vectors.mood, hook.meets = "ok", True
+    collect(memory)
+    vectors.arrive()
+    assert len(vectors.store) == 1
+    time.sleep(0.25)
+    collect(memory)
+    assert len(vectors.store) == 0
+
+
+def test_an_outage_during_repair_is_a_hook_error(tmp_path: Path) -> None:
+    vectors = Unreliable()
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook_over(vectors)])
+    memory.commit(note("one"))
+    vectors.store.clear()
+    for mood in ("down", "refused"):
+        vectors.mood = mood
+        with pytest.raises(HookError):
+            memory.repair()
+    vectors.mood = "ok"
+    assert memory.repair().ok
+    assert_in_step(memory)
 
 
 def test_a_replaced_text_is_embedded_again_when_the_race_is_lost(tmp_path: Path) -> None:

@@ -326,8 +326,9 @@ def due(op: ops.Due, d: Dialect) -> Statements[list[Vector]]:
 def buried(op: ops.Buried, d: Dialect) -> Statements[None]:
     ids = d.listed(op.ids)
     yield Sql(
-        f"DELETE FROM vectors WHERE {d.among('id')} AND (state = 'tombstone' OR (state = 'retired' AND late = 0))",
-        (ids,),
+        f"DELETE FROM vectors WHERE {d.among('id')} "
+        "AND ((state = 'tombstone' AND due <= ?) OR (state = 'retired' AND late = 0))",
+        (ids, op.now),
     )
     yield Sql(
         f"UPDATE vectors SET state = 'tombstone', due = ? WHERE {d.among('id')} AND state = 'retired'", (op.until, ids)
