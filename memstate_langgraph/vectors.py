@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,10 +123,18 @@ class VectorStoreSyncHook:
         await self.vector_store.aadd_documents(documents(items), ids=[vector_id for vector_id, _ in items])
 
     def delete(self, ids: Sequence[str]) -> None:
-        self.vector_store.delete(list(ids))
+        if ids := self._deletable(ids):
+            self.vector_store.delete(ids)
 
     async def adelete(self, ids: Sequence[str]) -> None:
-        await self.vector_store.adelete(list(ids))
+        if ids := self._deletable(ids):
+            await self.vector_store.adelete(ids)
+
+    def _deletable(self, ids: Sequence[str]) -> list[str]:
+        """All but those that FAISS has not: it alone raises, where it should ignore ids it never got."""
+        held = getattr(self.vector_store, "index_to_docstore_id", None)
+        known = set(held.values()) if isinstance(held, dict) else set(ids)
+        return [vector_id for vector_id in ids if vector_id in known]
 
     def search(self, query: str, k: int, typename: str | None, namespace: Namespace | None) -> Hits:
         options = self._where(typename, namespace)
@@ -155,6 +163,8 @@ class VectorStoreSyncHook:
             return list(store.store)
         if isinstance(getattr(store, "index_to_docstore_id", None), dict):  # FAISS
             return list(store.index_to_docstore_id.values())
+        if hasattr(getattr(store, "client", None), "scroll") and hasattr(store, "collection_name"):  # Qdrant
+            return list(_scrolled(store.client, store.collection_name))
         return None
 
     async def aids(self) -> list[str] | None:
@@ -174,6 +184,15 @@ class AsyncVectorStoreSyncHook(VectorStoreSyncHook):
     """`VectorStoreSyncHook` for an `AsyncMemoryStore` only, over a vector store that has no sync door."""
 
     doors = frozenset({"async"})
+
+
+def _scrolled(client: Any, collection: str) -> Iterator[str]:
+    offset = None
+    while True:
+        points, offset = client.scroll(collection, limit=1000, offset=offset, with_payload=False, with_vectors=False)
+        yield from (str(point.id) for point in points)
+        if offset is None:
+            return
 
 
 def chroma_where(typename: str | None, namespace: Namespace | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ tests named beside it run against the copy and must fail there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,10 +41,13 @@ class Mutant:
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
-FAULTS = "tests/test_faults.py"
-CORE = "tests/test_core.py"
-SQLITE = "tests/test_sqlite.py"
-VECTORS = "tests/test_vectors.py"
+FAULTS = "tests/test_crash.py tests/test_properties.py tests/test_faults.py"
+CORE = (
+    "tests/test_core.py tests/test_commit.py tests/test_rollback.py tests/test_transaction.py tests/test_properties.py"
+)
+SQLITE = "tests/test_sqlite.py tests/test_costs.py tests/test_concurrency.py"
+VECTORS = "tests/test_vectors.py tests/test_concurrency.py tests/test_properties.py"
+INPUT = "tests/test_bad_input.py"
 
 MUTANTS = [
     # the commit protocol
@@ -66,6 +70,11 @@ MUTANTS = [
     Mutant("search does not widen", "flows.py", "                if len(hits) < k or below or", "                if True or below or", VECTORS),
     Mutant("search trusts the store's filter", "flows.py", "                    and answers(fact, scope)\n", "", VECTORS),
     Mutant("no score threshold", "flows.py", "                    and (threshold is None or score >= threshold)\n", "", VECTORS),
+    Mutant("a slow search answers from what is gone", "flows.py", "            if hook.grace <= 0 or time.monotonic() - began < hook.grace:", "            if True:", VECTORS),
+    Mutant("intents never expire", "flows.py", "            lease = time.time() + hook.lease\n", "            lease = time.time() + 10**9\n", FAULTS),
+    Mutant("a second collector forgets tombstones", "backends/sql.py", "(state = 'tombstone' AND due <= ?)", "(state = 'tombstone' AND ? > 0)", VECTORS),
+    Mutant("verify finds nothing", "care.py", "        return not self.findings", "        return True", VECTORS),
+    Mutant("repair embeds nothing", "care.py", "        yield from _embed_missing(hook, found, report)\n", "", VECTORS),
     # singleton and constraints
     Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
     Mutant("a singleton is inserted again", "plans.py", "        if holder is not None:\n            return holder\n        if change.id_given", "        if change.id_given", CORE),
@@ -81,7 +90,27 @@ MUTANTS = [
     Mutant("undone changes stand in the way", "plans.py", "            base=standing.head if undoes is None else undoes.base,", "            base=standing.head,", CORE),
     Mutant("rollback undoes oldest first", "backends/sql.py", "{where} ORDER BY seq DESC LIMIT ?", "{where} ORDER BY seq LIMIT ?", CORE),
     Mutant("versions go back on rollback", "plans.py", "        version = standing.version + 1\n", "        version = standing.version + (1 if undoes is None else 0)\n", CORE),
+    Mutant("a rollback is mixed with other changes", "plans.py", "        if self.undone:\n", "        if False:\n", CORE),
+    Mutant("rollback takes a key that another fact holds", "plans.py", "            if holder is not None and holder != before.id:", "            if False:", CORE),
+    # transactions
+    Mutant("readers in a transaction hold its facts", "flows.py", "fact.model_copy(deep=True)", "fact", CORE),
+    Mutant("a patch can be changed after the call", "memory.py", "        return copy.deepcopy(dict(payload))", "        return dict(payload)", CORE),
+    Mutant("transactions nest", "flows.py", "        if self.ambient.get() is not None:", "        if False:", CORE),
+    Mutant("a transaction mixes sessions", "plans.py", "        if len(self._sessions) > 1:", "        if False:", CORE),
+    Mutant("a transaction does not see its writes", "flows.py", "        facts += [fact for fact in overlay.values() if fact is not None and answers(fact, query)]\n", "", CORE),
+    Mutant("discarding forgets facts for good", "plans.py", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)\n        return", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)\n            self.undone.append(self.tx)\n        return", CORE),
+    # input
+    Mutant("NUL is stored", "rules.py", '    if "\\x00" in text:', "    if False:", INPUT),
+    Mutant("surrogates reach the driver", "rules.py", "    except UnicodeEncodeError as error:\n        raise", "    except UnicodeEncodeError as error:\n        return\n        raise", INPUT),
+    Mutant("NaN is stored", "rules.py", "            if not math.isfinite(value):", "            if False:", INPUT),
+    Mutant("depth has no end", "rules.py", "        if depth > MAX_DEPTH:", "        if False:", INPUT),
+    Mutant("filter keys are not checked", "rules.py", '        if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):', "        if False:", INPUT),
     # storage
+    Mutant("no index on what is due", "backends/schema/sqlite.sql", "CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;", "", SQLITE),
+    Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", SQLITE),
+    Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value)", "(SELECT count(*) FROM log m WHERE m.fact_id = wanted.value)", SQLITE),
+    Mutant("contention is an error", "backends/sqlite.py", "                raise _Contention(str(error)) from error", '                raise StorageError(f"{self.path}: {error}") from error', SQLITE),
+    Mutant("a cancelled call goes on", "backends/sqlite.py", "                await asyncio.wait([done])\n                done.exception()\n", "                pass\n", SQLITE),
     Mutant("the log may be changed", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
     Mutant("the log may be deleted", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
     Mutant("writes begin as reads", "backends/sqlite.py", '"BEGIN IMMEDIATE" if work.write else "BEGIN"', '"BEGIN"', SQLITE),
@@ -92,8 +121,8 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def survives(mutant: Mutant, folder: Path) -> tuple[bool, float]:
-    """Whether the tests pass in spite of the mutant, and how many seconds that took."""
+def caught_by(mutant: Mutant, folder: Path) -> tuple[str | None, float]:
+    """The first test that fails because of the mutant, if any does, and how many seconds that took."""
     root = folder / str(abs(hash(mutant.breaks)))
     for name in ("memstate_langgraph", "tests"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -101,7 +130,7 @@ def survives(mutant: Mutant, folder: Path) -> tuple[bool, float]:
     mutant.apply(root)
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -112,19 +141,20 @@ def survives(mutant: Mutant, folder: Path) -> tuple[bool, float]:
     shutil.rmtree(root)
     if done.returncode not in (0, 1):
         raise SystemExit(f"mutant {mutant.breaks!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
-    return done.returncode == 0, time.monotonic() - began
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+    test = None if done.returncode == 0 else failed[1] if failed else "?"
+    return test, time.monotonic() - began
 
 
 def run(mutants: Sequence[Mutant], workers: int = 2) -> list[str]:
     """Try the mutants, print a table; the survivors."""
-    table = Table("breakage", "in", "caught", "by", "seconds", title=f"{len(mutants)} mutants")
+    table = Table("breakage", "in", "caught by", "seconds", title=f"{len(mutants)} mutants")
     survivors = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda mutant: survives(mutant, Path(folder)), mutants)
-        for mutant, (survived, seconds) in zip(mutants, track(results, "mutants", len(mutants)), strict=True):
-            caught = "[red]NO[/red]" if survived else "yes"
-            table.add_row(mutant.breaks, mutant.file, caught, mutant.tests, f"{seconds:.0f}")
-            if survived:
+        results = pool.map(lambda mutant: caught_by(mutant, Path(folder)), mutants)
+        for mutant, (test, seconds) in zip(mutants, track(results, "mutants", len(mutants)), strict=True):
+            table.add_row(mutant.breaks, mutant.file, test or "[red]nothing[/red]", f"{seconds:.0f}")
+            if test is None:
                 survivors.append(mutant.breaks)
     Console().print(table)
     return survivors
