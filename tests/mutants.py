@@ -41,6 +41,9 @@ class Mutant:
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
+HANGS = 300
+"""Seconds after which the tests of a mutant are taken to hang. The longest of them need about a minute."""
+
 FAULTS = "tests/test_crash.py tests/test_properties.py tests/test_faults.py"
 CORE = (
     "tests/test_core.py tests/test_commit.py tests/test_rollback.py tests/test_transaction.py tests/test_properties.py"
@@ -129,15 +132,19 @@ def caught_by(mutant: Mutant, folder: Path) -> tuple[str | None, float]:
     shutil.copy(ROOT / "pyproject.toml", root)
     mutant.apply(root)
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=HANGS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"a test that hangs ({HANGS} s)", time.monotonic() - began
     shutil.rmtree(root)
     if done.returncode not in (0, 1):
         raise SystemExit(f"mutant {mutant.breaks!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")

@@ -18,7 +18,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from tests.conftest import Opener
-from tests.stores import Note, Preference, assert_in_step, live, note, replayed, texts
+from tests.stores import Note, Preference, Unreliable, assert_in_step, hook_over, live, note, replayed, texts
 
 
 def test_a_fact_comes_back_as_it_was_given(memory: MemoryStore) -> None:
@@ -247,3 +247,31 @@ def test_an_update_keeps_a_fact_ephemeral_only_if_it_says_so(memory: MemoryStore
     fact = memory.get("e")
     assert fact is not None
     assert not fact.ephemeral, "what was kept for good does not become ephemeral again"
+
+
+def test_a_hook_that_must_be_awaited_is_not_silently_passed(open_store: Opener) -> None:
+    async def veto(operation: Operation, fact_id: str, fact: Fact) -> None:
+        raise ValueError("refused after all")
+
+    memory = open_store(veto)
+    with pytest.raises(HookError, match="refused after all|awaited"):
+        memory.commit(note("one"))
+    assert memory.log() == []
+
+
+def test_two_vector_stores_are_in_step_or_nothing_is(open_store: Opener) -> None:
+    first, second = Unreliable(), Unreliable()
+    hooks = [hook_over(vectors, name=name, grace=0.0, late=0.0) for vectors, name in ((first, "1"), (second, "2"))]
+    memory = open_store(*hooks)
+    memory.commit(note("one", "a"))
+    for mood in ("refused", "applied"):
+        second.mood = mood
+        with pytest.raises(HookError, match="'2'"):
+            memory.commit(note("two", "b"))
+        assert_in_step(memory)
+    second.mood = "ok"
+    memory.commit(note("two", "b"))
+    memory.update("a", {"content": "three"})
+    assert_in_step(memory)
+    assert memory.repair().ok
+    assert len(first.store) == len(second.store) == 2
