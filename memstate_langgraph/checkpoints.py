@@ -106,13 +106,8 @@ def put_plan(
 ) -> Plan[dict[ValueKey, Stored]]:
     """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
     thread_id, checkpoint_ns, _ = row.place
-    bases = yield from _bases(row.place, values, recent)
-    pool = next((base.pool for base in bases.values()), None)
-    if pool is None and values:
-        pool = yield from Pool(thread_id)
-    if pool is None:
-        pool = pool_key
-        yield from JoinPool(thread_id, pool)
+    pool = yield from _pool(thread_id, pool_key)
+    bases = yield from _bases(row.place, values, recent, pool)
     stored: dict[ValueKey, Stored] = {}
     chunks: dict[bytes, bytes] = {}
     for value in values:
@@ -128,11 +123,21 @@ def put_plan(
     return stored
 
 
-def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[dict[str, Stored]]:
+def _pool(thread_id: str, fresh: bytes) -> Plan[bytes]:
+    """The pool of a thread; a new thread gets the fresh one."""
+    pool = yield from Pool(thread_id)
+    if pool is None:
+        yield from JoinPool(thread_id, fresh)
+    return fresh if pool is None else pool
+
+
+def _bases(place: Place, values: Sequence[NewValue], recent: Recent, pool: bytes) -> Plan[dict[str, Stored]]:
     """Earlier versions that storage still holds as we know them, by channel."""
     known: dict[ValueKey, Stored] = {}
     for value in values:
-        if value.data and (found := recent.get((place.thread_id, place.checkpoint_ns, value.key.channel))):
+        found = recent.get((place.thread_id, place.checkpoint_ns, value.key.channel))
+        # a thread that was deleted and began again has another pool
+        if value.data and found is not None and found[1].pool == pool:
             known[ValueKey(value.key.channel, found[0])] = found[1]
     if not known:
         return {}
@@ -157,15 +162,12 @@ def put_writes_plan(
     """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
     if large:
         place = rows[0].place
-        bases = yield from _bases(place, list(large.values()), recent)
-        pool = (yield from Pool(place.thread_id)) or pool_key
-        yield from JoinPool(place.thread_id, pool)
+        pool = yield from _pool(place.thread_id, pool_key)
+        bases = yield from _bases(place, list(large.values()), recent, pool)
         rows = list(rows)
         chunks: dict[bytes, bytes] = {}
         for position, value in large.items():
             base = bases.get(value.key.channel)
-            if base is not None and base.pool != pool:
-                base = None
             pieces, new = cut(value.data, base, codec.name_chunk(pool), inline=not codec.encrypts)
             chunks.update(new)
             rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=pack_pieces(pieces))

@@ -254,7 +254,7 @@ def test_a_hook_that_must_be_awaited_is_not_silently_passed(open_store: Opener) 
         raise ValueError("refused after all")
 
     memory = open_store(veto)
-    with pytest.raises(HookError, match="refused after all|awaited"):
+    with pytest.raises(HookError, match=r"refused after all|awaited"):
         memory.commit(note("one"))
     assert memory.log() == []
 

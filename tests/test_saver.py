@@ -380,6 +380,13 @@ def test_a_failed_step_keeps_what_its_other_tasks_wrote(saver: MemStateCheckpoin
     assert ran == ["fine"]
 
 
+def forgetful(saver: MemStateCheckpointer) -> MemStateCheckpointer:
+    """The saver as a new process would have it: nothing is known."""
+    fresh = copy.copy(saver)
+    fresh._recent, fresh._pristine = type(saver._recent)(), type(saver._pristine)()
+    return fresh
+
+
 def chat(saver: Saver) -> Any:
     graph = StateGraph(MessagesState)
     graph.add_node("agent", lambda state: {"messages": [AIMessage(f"answer {len(state['messages'])}", id=None)]})
@@ -398,9 +405,7 @@ def test_messages_come_back_as_messages_also_when_edited_and_removed(saver: MemS
     assert isinstance(messages[1], AIMessage)
     assert messages[6].text == "edited"
     assert "h5" not in [message.id for message in messages]
-    fresh = copy.copy(saver)
-    fresh._recent = type(saver._recent)()  # as a new process would: nothing is known
-    assert chat(fresh).get_state(config()).values["messages"] == messages
+    assert chat(forgetful(saver)).get_state(config()).values["messages"] == messages
     lengths = [len(one.values.get("messages", ())) for one in app.get_state_history(config())]
     assert lengths[:3] == [59, 60, 59]
 
@@ -471,8 +476,7 @@ def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpoi
         "UPDATE checkpoints SET body = zeroblob(10)",
     ):
         engine.writer.execute(damage)
-        fresh = copy.copy(saver)
-        fresh._recent = type(saver._recent)()
+        fresh = forgetful(saver)
         with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
             list(chat(fresh).get_state_history(config("broken")))
 
@@ -502,3 +506,13 @@ def test_memories_and_checkpoints_share_a_file_and_not_a_rollback(tmp_path: Path
     assert memory.rollback(1) == [fact_id]
     assert memory.rollback(1) == []
     assert len(app.get_state(config()).values["messages"]) == 2
+
+
+def test_a_put_without_values_leaves_the_thread_readable(saver: MemStateCheckpointer) -> None:
+    app = chat(saver)
+    app.invoke({"messages": [HumanMessage("hello " * 50)]}, config())
+    values = app.get_state(config()).values
+    app.update_state(config(), None, as_node=END)
+    assert chat(forgetful(saver)).get_state(config()).values == values
+    fork = app.update_state(app.get_state(config()).config, None, as_node="__copy__")
+    assert chat(forgetful(saver)).get_state(fork).values == values

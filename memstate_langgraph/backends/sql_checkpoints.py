@@ -47,7 +47,7 @@ def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
 
 
 def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
-    yield Sql(_upsert("threads", "thread_id, pool", "thread_id"), (op.thread_id, op.pool))
+    yield Sql("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", (op.thread_id, op.pool))
 
 
 def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
