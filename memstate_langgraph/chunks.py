@@ -231,17 +231,17 @@ class Codec:
     def __init__(self, serde: SerializerProtocol) -> None:
         self.serde = serde
         self._cipher = serde.cipher if isinstance(serde, EncryptedSerializer) else None
-        self._values: SerializerProtocol = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+        self.values: SerializerProtocol = serde.serde if isinstance(serde, EncryptedSerializer) else serde
 
     @property
     def encrypts(self) -> bool:
         return self._cipher is not None
 
     def dumps(self, value: Any) -> tuple[str, bytes]:
-        return self._values.dumps_typed(value)
+        return self.values.dumps_typed(value)
 
     def loads(self, kind: str, data: bytes) -> Any:
-        return self._values.loads_typed((kind, data))
+        return self.values.loads_typed((kind, data))
 
     def name_chunk(self, pool: bytes) -> Callable[[bytes], bytes]:
         """Names by content, keyed with the pool so that nobody can make two contents of one name."""

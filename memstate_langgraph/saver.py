@@ -9,7 +9,6 @@ import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -224,8 +223,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 "channel_values": {
                     channel: self._pristine.loads(
                         (row.place.thread_id, row.place.checkpoint_ns, channel),
-                        self.serde,
-                        partial(codec.loads, value.kind),
+                        codec.values,
                         value.kind,
                         value.data,
                     )
