@@ -1,9 +1,10 @@
 """Values as pieces of chunks: what a new version of a value shares with the one before is not stored again.
 
-A value is serialized whole, in one call, and compared with the bytes of its previous version at the speed of
-memcmp. What is the same becomes references to stored chunks, the rest new chunks: an appended message costs
-its own bytes, whatever holds the list and whichever serializer made the bytes. Small neighbours are rewritten
-as one when there are too many, so that the list of pieces stays short however long the history.
+The bytes of a value are compared with those of its previous version at the speed of memcmp. What is the same
+becomes references to stored chunks, the rest new chunks: an appended message costs its own bytes, whatever holds
+the list and whichever serializer made the bytes. Small pieces in a row are rewritten as one, as the levels of a
+log-structured merge tree are: the list of pieces stays short however long the history, and each byte is written
+about three times at most.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ CHUNK = 65536
 """The largest chunk, in bytes."""
 INLINE = 24
 """New bytes up to this many are kept in the list of pieces itself."""
-PIECES = 24
-"""How many pieces a small value may have; larger ones may have one more per half chunk."""
+RUN = 16
+"""So many small pieces in a row, or medium ones, are rewritten as one."""
+SMALL = CHUNK // 16
+MEDIUM = CHUNK * 3 // 4
+PIECES = 4 * RUN
+"""How many pieces a value may have whatever was done to it; large ones may have one more per quarter of a chunk."""
 WINDOW = 65536
 """How far ahead a stored piece is looked for behind inserted bytes."""
 SHORTEST = 32
@@ -183,20 +188,42 @@ def _tail(text: bytes, data: bytes, at: int) -> tuple[int, int]:
 
 
 def _merge(spans: list[_Span], size: int) -> list[_Span]:
-    """Rewrite the smallest neighbours as one until there are few enough pieces."""
+    """Rewrite neighbours as one until there are few enough pieces."""
+    spans = _rewrite_runs(_rewrite_runs(_joined(spans), 0, SMALL), SMALL, MEDIUM)
+    most = PIECES + size // (CHUNK // 4)
+    while len(spans) > most:  # large and small in turns
+        i = min(range(len(spans) - 1), key=lambda i: spans[i].size + spans[i + 1].size)
+        spans[i : i + 2] = [_Span(spans[i].start, spans[i + 1].end, None)]
+        spans = _joined(spans)
+    return spans
+
+
+def _rewrite_runs(spans: list[_Span], least: int, most: int) -> list[_Span]:
+    """Rewrite neighbours below `most` bytes as one where enough of them have `least`."""
+    result: list[_Span] = []
+    start = 0
+    while start < len(spans):
+        end, count = start, 0
+        while end < len(spans) and spans[end].size < most:
+            count += spans[end].size >= least
+            end += 1
+        if count >= RUN:
+            result.append(_Span(spans[start].start, spans[end - 1].end, None))
+        else:
+            result += spans[start:end]
+        result += spans[end : end + 1]
+        start = end + 1
+    return _joined(result)
+
+
+def _joined(spans: list[_Span]) -> list[_Span]:
+    """Neighbours that are both new become one."""
     joined: list[_Span] = []
     for span in spans:
         if joined and span.piece is None and joined[-1].piece is None:
             joined[-1] = _Span(joined[-1].start, span.end, None)
         else:
             joined.append(span)
-    most = PIECES + size // (CHUNK // 2)
-    while len(joined) > most:
-        i = min(range(len(joined) - 1), key=lambda i: joined[i].size + joined[i + 1].size)
-        joined[i : i + 2] = [_Span(joined[i].start, joined[i + 1].end, None)]
-        for left in (i, i - 1):  # a new span takes new neighbours in, too
-            if 0 <= left < len(joined) - 1 and joined[left].piece is None and joined[left + 1].piece is None:
-                joined[left : left + 2] = [_Span(joined[left].start, joined[left + 1].end, None)]
     return joined
 
 

@@ -1,7 +1,8 @@
-"""Decoding that costs what changed: values are kept frozen, and thawed for each reader.
+"""Encoding and decoding that cost what changed: values are kept frozen, and thawed for each reader.
 
 What is kept never leaves, so no two runs share a mutable object. Frozen is what can be copied exactly and
-cheaply: plain containers, and LangChain's messages as their fields.
+cheaply: plain containers, and LangChain's messages as their fields. Messages that are still what was frozen are
+not encoded again: their bytes are known.
 
 A serializer decodes a message by calling its class, which validates what was valid when it was stored; that is
 most of what reading a long chat costs. So the first message of each shape (class, names and types of its fields
@@ -33,17 +34,14 @@ from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSeriali
 from memstate_langgraph.chunks import Spot
 
 _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
-_MESSAGES = {
-    (kind.__module__, kind.__name__): kind
-    for kind in (AIMessage, AIMessageChunk, HumanMessage, HumanMessageChunk, SystemMessage, ToolMessage)
-}
-_KINDS = frozenset(_MESSAGES.values())
+_KINDS = frozenset({AIMessage, AIMessageChunk, HumanMessage, HumanMessageChunk, SystemMessage, ToolMessage})
+_BY_HAND = {(kind.__module__, kind.__name__): kind for kind in (AIMessage, HumanMessage, SystemMessage, ToolMessage)}
 _MOST_SHAPES = 1000
 """Arguments of tools may have ever new shapes; beyond this many, new ones go to the serializer."""
 _SHORTEST = 64
 """Bytes below which a value is not worth keeping."""
 
-_UNKNOWN: list[str] = []
+_UNKNOWN: Any = object()
 _set = object.__setattr__
 _new = object.__new__
 
@@ -56,14 +54,23 @@ class Unfreezable(Exception):
 
 
 class Frozen:
-    """A message as its fields."""
+    """A message as its fields. `types` are those of the fields; `containers` names those that are not atoms."""
 
-    __slots__ = ("containers", "extra", "fields", "kind")
+    __slots__ = ("containers", "extra", "fields", "kind", "types")
 
     def __init__(
-        self, kind: type[BaseMessage], fields: dict[str, Any], extra: dict[str, Any] | None, containers: list[str]
+        self,
+        kind: type[BaseMessage],
+        fields: dict[str, Any],
+        extra: dict[str, Any] | None,
+        like: Frozen | None = None,
     ) -> None:
-        self.kind, self.fields, self.extra, self.containers = kind, fields, extra, containers
+        self.kind, self.fields, self.extra = kind, fields, extra
+        if like is None:
+            self.types = [*map(type, fields.values())]
+            self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
+        else:  # one of the same shape knows
+            self.types, self.containers = like.types, like.containers
 
     def thaw(self) -> BaseMessage:
         fields = self.fields.copy()
@@ -77,9 +84,33 @@ class Frozen:
         _set(message, "__pydantic_private__", None)
         return message
 
+    def is_still(self, message: Any) -> bool:
+        """Whether a message would be encoded as the one that was frozen."""
+        if type(message) is not self.kind:
+            return False
+        fields = message.__dict__
+        if fields != self.fields or [*map(type, fields.values())] != self.types:
+            return False
+        for name in self.containers:
+            value = self.fields[name]
+            if value and not _identical(value, fields[name]):
+                return False
+        return _identical(self.extra, message.__pydantic_extra__)
 
-def _containers(fields: dict[str, Any]) -> list[str]:
-    return [name for name, value in fields.items() if type(value) not in _ATOMS]
+
+def _identical(one: Any, other: Any) -> bool:
+    """Equal to the types and the order of keys: 1 is not True, and 0.0 not -0.0."""
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is dict:
+        return len(one) == len(other) and all(
+            _identical(key, key_of_other) and _identical(item, item_of_other)
+            for (key, item), (key_of_other, item_of_other) in zip(one.items(), other.items(), strict=True)
+        )
+    if kind is list:
+        return len(one) == len(other) and all(map(_identical, one, other))
+    return bool(repr(one) == repr(other) if kind is float else one == other)
 
 
 def thawed(value: Any) -> Any:
@@ -104,8 +135,7 @@ def frozen(value: Any) -> Any:
     if kind is list:
         return [frozen(item) for item in value]
     if kind in _KINDS and value.__pydantic_private__ is None and value.__pydantic_fields_set__ == value.__dict__.keys():
-        fields = frozen(value.__dict__)
-        return Frozen(kind, fields, frozen(value.__pydantic_extra__), _containers(fields))
+        return Frozen(kind, frozen(value.__dict__), frozen(value.__pydantic_extra__))
     raise Unfreezable(kind.__name__)
 
 
@@ -127,7 +157,7 @@ class Thawer:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        self._shapes: dict[Any, list[str] | None] = {}  # the fields that hold containers, where building is right
+        self._shapes: dict[Any, Frozen | None] = {}  # one of each shape, or None where building by hand is wrong
 
     def decode(self, data: bytes) -> Any:
         return ormsgpack.unpackb(data, ext_hook=self._ext, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -139,22 +169,23 @@ class Thawer:
                 module, name, fields, _ = ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS)
             except (ValueError, TypeError):
                 return self._by_serializer(code, data)
-            if (module, name) in _MESSAGES and isinstance(fields, dict):
+            if (module, name) in _BY_HAND and isinstance(fields, dict):
                 return self._message(module, name, fields, data)
         return self._by_serializer(code, data)
 
     def _message(self, module: str, name: str, fields: dict[str, Any], data: bytes) -> Any:
         deep = [(key, _shape(value)) for key, value in fields.items() if value and type(value) not in _ATOMS]
         shape = (module, name, *fields, *map(type, fields.values()), *deep)
-        containers = self._shapes.get(shape, _UNKNOWN)
-        if containers is None or "tool_calls" in (fields.get("additional_kwargs") or ()):  # AIMessage reads those
+        kind = _BY_HAND[module, name]
+        like = self._shapes.get(shape, _UNKNOWN)
+        if like is None or "tool_calls" in (fields.get("additional_kwargs") or ()):  # AIMessage reads those
             return self._by_serializer(EXT_PYDANTIC_V2, data)
-        if containers is not _UNKNOWN:
-            return Frozen(_MESSAGES[module, name], fields, {}, containers)
+        if like is not _UNKNOWN:
+            return Frozen(kind, fields, {}, like)
         decoded = self._by_serializer(EXT_PYDANTIC_V2, data)
         if len(self._shapes) < _MOST_SHAPES:
-            by_hand = Frozen(_MESSAGES[module, name], fields, {}, _containers(fields))
-            self._shapes[shape] = by_hand.containers if _same(by_hand, decoded) else None
+            by_hand = Frozen(kind, fields, {})
+            self._shapes[shape] = by_hand if _same(by_hand, decoded) else None
         return decoded
 
     def _by_serializer(self, code: int, data: bytes) -> Any:
@@ -169,9 +200,8 @@ def _same(by_hand: Frozen, decoded: Any) -> bool:
     return (
         type(known) is Frozen
         and known.kind is by_hand.kind
-        and known.extra == {}
-        and known.fields == by_hand.fields
-        and _shape(known.fields) == _shape(by_hand.fields)
+        and _identical(known.extra, by_hand.extra)
+        and _identical(known.fields, by_hand.fields)
     )
 
 
@@ -180,14 +210,20 @@ def _same(by_hand: Frozen, decoded: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
+    """A frozen value with the bytes it was made of; for a list without their header, and where each item ends."""
+
     serde: SerializerProtocol
     body: bytes
     value: Any
     count: int | None
+    ends: list[int] | None = None
 
 
 class Pristine:
-    """The values of channels read lately, frozen, bounded in the bytes they were made of. Safe from several threads."""
+    """The values of channels that were read or stored lately, frozen. Safe from several threads.
+
+    `bound` is in bytes, of what the values were made of.
+    """
 
     def __init__(self, bound: int = 32 * 1024 * 1024) -> None:
         self._bound = bound
@@ -196,18 +232,22 @@ class Pristine:
         self._kept: OrderedDict[Spot, _Kept] = OrderedDict()
         self._thawers: WeakKeyDictionary[SerializerProtocol, Thawer] = WeakKeyDictionary()
 
+    def _known(self, spot: Spot, serde: SerializerProtocol) -> tuple[_Kept | None, Thawer]:
+        with self._lock:
+            kept = self._kept.get(spot)
+            thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
+        return (kept if kept is not None and kept.serde is serde else None), thawer
+
     def loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
         """What the serializer would decode; what was decoded before is copied."""
         # a serializer of one's own may mean anything by its bytes
         if kind != "msgpack" or type(serde) is not JsonPlusSerializer or len(data) < _SHORTEST:
             return serde.loads_typed((kind, data))
-        with self._lock:
-            kept = self._kept.get(spot)
-            thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
+        kept, thawer = self._known(spot, serde)
         count, start = _array(data)
         body = data[start:]
         value: Any = None
-        if kept is not None and kept.serde is serde:
+        if kept is not None:
             if (count is None) is (kept.count is None) and (count or 0) <= (kept.count or 0):
                 # the same, or an earlier version of a list: the first of the items we have
                 if kept.body == body:
@@ -226,6 +266,40 @@ class Pristine:
         self._keep(spot, _Kept(serde, body, value, count))
         return thawed(value)
 
+    def dumps(self, spot: Spot, serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
+        """What the serializer would encode; messages at the head of a list that are still what they were are not."""
+        if (
+            type(serde) is not JsonPlusSerializer
+            or type(value) is not list
+            or not value
+            or type(value[0]) not in _KINDS
+        ):
+            return serde.dumps_typed(value)
+        kept, thawer = self._known(spot, serde)
+        same, head, ends = 0, b"", list[int]()
+        if kept is not None and kept.count is not None:
+            known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
+            if known is not None:
+                for message, was in zip(value, kept.value, strict=False):
+                    if type(was) is not Frozen or not was.is_still(message):
+                        break
+                    same += 1
+                head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
+        kind, tail = serde.dumps_typed(value[same:])
+        if kind != "msgpack":
+            return serde.dumps_typed(value)
+        count, start = _array(tail)
+        try:
+            fresh = frozen(thawer.decode(tail))
+        except Unfreezable:
+            return kind, _header(len(value)) + head + tail[start:]
+        body = head + tail[start:]
+        more = _ends(tail[start:], count or 0)
+        kept_value = (kept.value[:same] if kept is not None else []) + fresh
+        all_ends = None if more is None else ends + [len(head) + end for end in more]
+        self._keep(spot, _Kept(serde, body, kept_value, len(value), all_ends))
+        return kind, _header(len(value)) + body
+
     def _keep(self, spot: Spot, kept: _Kept) -> None:
         with self._lock:
             known = self._kept.pop(spot, None)
@@ -236,8 +310,11 @@ class Pristine:
                 self._size -= len(dropped.body)
 
 
+# --- msgpack
+
+
 def _array(data: bytes) -> tuple[int | None, int]:
-    """How many items a msgpack array has and where they begin; (None, 0) if it is something else."""
+    """How many items an array has and where they begin; (None, 0) if it is something else."""
     first = data[0]
     if 0x90 <= first <= 0x9F:
         return first & 0x0F, 1
@@ -249,4 +326,26 @@ def _array(data: bytes) -> tuple[int | None, int]:
 
 
 def _header(count: int) -> bytes:
-    return b"\xdd" + count.to_bytes(4)
+    """The shortest header of an array, as serializers write it."""
+    if count < 0x10:
+        return bytes((0x90 | count,))
+    return b"\xdc" + count.to_bytes(2) if count < 0x10000 else b"\xdd" + count.to_bytes(4)
+
+
+def _ends(body: bytes, count: int) -> list[int] | None:
+    """Where each item of an array ends; None if one is no extension, which is what messages are."""
+    ends, at = [], 0
+    for _ in range(count):
+        first = body[at]
+        if first == 0xC7:
+            at += 3 + body[at + 1]
+        elif first == 0xC8:
+            at += 4 + int.from_bytes(body[at + 1 : at + 3])
+        elif first == 0xC9:
+            at += 6 + int.from_bytes(body[at + 1 : at + 5])
+        elif 0xD4 <= first <= 0xD8:
+            at += 2 + (1 << (first - 0xD4))
+        else:
+            return None
+        ends.append(at)
+    return ends

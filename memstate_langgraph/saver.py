@@ -126,7 +126,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         held = body.pop("channel_values", {})
         values = []
         for channel, version in new_versions.items():
-            kind, data = codec.dumps(held[channel]) if channel in held else ("", b"")
+            spot = (thread_id, checkpoint_ns or "", channel)
+            kind, data = self._pristine.dumps(spot, codec.values, held[channel]) if channel in held else ("", b"")
             values.append(checkpoints.NewValue(ValueKey(channel, _version(version)), kind, data))
         about = get_checkpoint_metadata(config, metadata)
         run_id = about.get("run_id")
