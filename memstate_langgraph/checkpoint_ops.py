@@ -130,7 +130,7 @@ class FindValues(Op[list[ValueRow]]):
 
     thread_id: str
     checkpoint_ns: str
-    keys: tuple[ValueKey, ...] | None = None
+    keys: frozenset[ValueKey] | None = None
 
 
 @dataclass(frozen=True, slots=True)

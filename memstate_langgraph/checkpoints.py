@@ -44,7 +44,9 @@ from memstate_langgraph.chunks import (
     POOL_BYTES,
     Codec,
     Damaged,
+    Latest,
     Recent,
+    Spot,
     Stored,
     chunk_ids,
     cut,
@@ -66,6 +68,8 @@ Versions = Mapping[str, str]
 
 class Lens(Protocol):
     """What plans need to know of a checkpoint, whose body only the saver's serializer can read."""
+
+    def body(self, row: CheckpointRow) -> dict[str, Any]: ...
 
     def versions(self, row: CheckpointRow) -> Versions: ...
 
@@ -92,6 +96,8 @@ class Loaded:
     """A checkpoint as read: its row, its channels' values, its pending writes in LangGraph's order."""
 
     row: CheckpointRow
+    body: dict[str, Any]
+    versions: Versions
     values: dict[str, Stored]
     writes: list[WriteRow]
     large: dict[bytes, bytes]
@@ -113,11 +119,11 @@ def put_plan(
     for value in values:
         pieces, new = cut(value.data, bases.get(value.key.channel), codec.name_chunk(pool), inline=not codec.encrypts)
         chunks.update(new)
-        stored[value.key] = Stored(value.kind, value.data, pieces, pool)
+        stored[value.key] = Stored(value.kind, value.data, pieces, pack_pieces(pieces), pool)
     if chunks:
         yield from SaveChunks(pool, codec.seal(chunks))
     if stored:
-        rows = tuple(ValueRow(key, value.kind, pack_pieces(value.pieces)) for key, value in stored.items())
+        rows = tuple(ValueRow(key, value.kind, value.packed) for key, value in stored.items())
         yield from SaveValues(thread_id, checkpoint_ns, rows)
     yield from SaveCheckpoint(row)
     return stored
@@ -133,16 +139,18 @@ def _pool(thread_id: str, fresh: bytes) -> Plan[bytes]:
 
 def _bases(place: Place, values: Sequence[NewValue], recent: Recent, pool: bytes) -> Plan[dict[str, Stored]]:
     """Earlier versions that storage still holds as we know them, by channel."""
-    known: dict[ValueKey, Stored] = {}
+    known: dict[str, dict[ValueKey, Stored]] = defaultdict(dict)
     for value in values:
-        found = recent.get((place.thread_id, place.checkpoint_ns, value.key.channel))
+        spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
+        found = recent.get(spot) if value.data else None
         # a thread that was deleted and began again has another pool
-        if value.data and found is not None and found[1].pool == pool:
-            known[ValueKey(value.key.channel, found[0])] = found[1]
-    if not known:
-        return {}
-    rows = yield from FindValues(place.thread_id, place.checkpoint_ns, tuple(known))
-    return {row.key.channel: known[row.key] for row in rows if row.pieces == pack_pieces(known[row.key].pieces)}
+        if found is not None and found.value.pool == pool:
+            known[found.spot.checkpoint_ns][ValueKey(value.key.channel, found.version)] = found.value
+    bases: dict[str, Stored] = {}
+    for checkpoint_ns, of in known.items():
+        rows = yield from FindValues(place.thread_id, checkpoint_ns, frozenset(of))
+        bases |= {row.key.channel: of[row.key] for row in rows if row.pieces == of[row.key].packed}
+    return bases
 
 
 @writes
@@ -220,7 +228,8 @@ def _load(
                 for channel, version in versions[row.place].items()
                 if (value := values.get(ValueKey(channel, version))) is not None and value.kind
             }
-            loaded[row.place] = Loaded(row, held, in_order(pending[row.place]), large)
+            writes = in_order(pending[row.place])
+            loaded[row.place] = Loaded(row, lens.body(row), versions[row.place], held, writes, large)
     return [loaded[row.place] for row in rows]
 
 
@@ -233,13 +242,13 @@ def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> 
     if not keys:
         return {}
     thread_id, checkpoint_ns, _ = place
-    rows = yield from FindValues(thread_id, checkpoint_ns, tuple(keys))
+    rows = yield from FindValues(thread_id, checkpoint_ns, frozenset(keys))
     values: dict[ValueKey, Stored] = {}
     missing: dict[ValueKey, ValueRow] = {}
     for row in rows:
-        known = recent.get((thread_id, checkpoint_ns, row.key.channel))
-        if known is not None and known[0] == row.key.version and pack_pieces(known[1].pieces) == row.pieces:
-            values[row.key] = known[1]
+        known = recent.get(Spot(thread_id, checkpoint_ns, row.key.channel))
+        if known is not None and known.version == row.key.version and known.value.packed == row.pieces:
+            values[row.key] = known.value
         else:
             missing[row.key] = row
     if not missing:
@@ -247,7 +256,7 @@ def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> 
     pool = yield from Pool(thread_id)
     texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
     for key, row in missing.items():
-        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), pool or b"")
+        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool or b"")
     return values
 
 
@@ -276,7 +285,7 @@ def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) ->
     """Keep values for the next put or read; after the transaction that stored or read them."""
     for key, value in values.items():
         if value.kind:
-            recent.keep((place.thread_id, place.checkpoint_ns, key.channel), key.version, value)
+            recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), key.version, value))
 
 
 @reads

@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,6 +62,8 @@ class Stored:
     kind: str
     data: bytes
     pieces: Pieces
+    packed: bytes
+    """The pieces as stored."""
     pool: bytes
 
 
@@ -311,8 +313,26 @@ class Codec:
 # --- what was stored or read lately
 
 
-Spot = tuple[str, str, str]
-"""Thread, checkpoint namespace, channel."""
+class Spot(NamedTuple):
+    """A channel of a graph, or of a subgraph, in a thread."""
+
+    thread_id: str
+    checkpoint_ns: str
+    channel: str
+
+    def lineage(self) -> Iterator[Spot]:
+        """The channel, then those of its name in the graphs around it, from which a subgraph takes its state."""
+        yield self
+        checkpoint_ns = self.checkpoint_ns
+        while checkpoint_ns:
+            checkpoint_ns = checkpoint_ns.rpartition("|")[0]
+            yield self._replace(checkpoint_ns=checkpoint_ns)
+
+
+class Latest(NamedTuple):
+    spot: Spot
+    version: str
+    value: Stored
 
 
 class Recent:
@@ -325,21 +345,24 @@ class Recent:
         self._bound = bound
         self._size = 0
         self._lock = threading.Lock()
-        self._values: OrderedDict[Spot, tuple[str, Stored]] = OrderedDict()
+        self._known: OrderedDict[Spot, Latest] = OrderedDict()
 
-    def get(self, spot: Spot) -> tuple[str, Stored] | None:
+    def get(self, spot: Spot) -> Latest | None:
+        """Of the channel, or of the nearest graph around it that is known."""
         with self._lock:
-            if spot in self._values:
-                self._values.move_to_end(spot)
-            return self._values.get(spot)
+            for one in spot.lineage():
+                if one in self._known:
+                    self._known.move_to_end(one)
+                    return self._known[one]
+        return None
 
-    def keep(self, spot: Spot, version: str, value: Stored) -> None:
+    def keep(self, latest: Latest) -> None:
         with self._lock:
-            known = self._values.pop(spot, None)
+            known = self._known.pop(latest.spot, None)
             if known is not None:
-                self._size -= len(known[1].data)
-            self._values[spot] = (version, value)
-            self._size += len(value.data)
-            while self._size > self._bound and self._values:
-                _, (_, dropped) = self._values.popitem(last=False)
-                self._size -= len(dropped.data)
+                self._size -= len(known.value.data)
+            self._known[latest.spot] = latest
+            self._size += len(latest.value.data)
+            while self._size > self._bound and self._known:
+                _, dropped = self._known.popitem(last=False)
+                self._size -= len(dropped.value.data)

@@ -234,7 +234,7 @@ class Pristine:
 
     def _known(self, spot: Spot, serde: SerializerProtocol) -> tuple[_Kept | None, Thawer]:
         with self._lock:
-            kept = self._kept.get(spot)
+            kept = next((self._kept[one] for one in spot.lineage() if one in self._kept), None)
             thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
         return (kept if kept is not None and kept.serde is serde else None), thawer
 

@@ -28,7 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
-from memstate_langgraph.chunks import Codec, Recent, Stored
+from memstate_langgraph.chunks import Codec, Recent, Spot, Stored
 from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
@@ -64,6 +64,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self.memory = memory
         self._recent = Recent()
         self._pristine = Pristine()
+        self._last_codec = Codec(self.serde)
         self._storage: Storage
         self._async_storage: AsyncStorage
         if isinstance(memory, MemoryStore):
@@ -77,6 +78,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         from memstate_langgraph.backends.sqlite import SQLiteStorage
 
         return cls(MemoryStore(SQLiteStorage(path)), serde=serde)
+
+    @property
+    def _codec(self) -> Codec:
+        """For the serializer of now: LangGraph gives copies of a saver another one."""
+        if self._last_codec.serde is not self.serde:
+            self._last_codec = Codec(self.serde)
+        return self._last_codec
 
     # --- running plans through either door
 
@@ -121,12 +129,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> _Put:
         thread_id, checkpoint_ns, parent_id = _where(config)
-        codec = Codec(self.serde)
+        codec = self._codec
         body = cast("dict[str, Any]", checkpoint.copy())
         held = body.pop("channel_values", {})
         values = []
         for channel, version in new_versions.items():
-            spot = (thread_id, checkpoint_ns or "", channel)
+            spot = Spot(thread_id, checkpoint_ns or "", channel)
             kind, data = self._pristine.dumps(spot, codec.values, held[channel]) if channel in held else ("", b"")
             values.append(checkpoints.NewValue(ValueKey(channel, _version(version)), kind, data))
         about = get_checkpoint_metadata(config, metadata)
@@ -171,7 +179,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if checkpoint_id is None:
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
-        codec = Codec(self.serde)
+        codec = self._codec
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
             kind, data = codec.dumps(value)
@@ -199,7 +207,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return self._find(question)
 
     def _find(self, question: FindCheckpoints) -> Work[Found]:
-        return checkpoints.find(question, _Lens(self.serde), self._recent, Codec(self.serde))
+        return checkpoints.find(question, _Lens(self.serde), self._recent, self._codec)
 
     def _one(self, config: RunnableConfig, found: Found) -> CheckpointTuple | None:
         if not found:
@@ -210,20 +218,18 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return made._replace(config=config) if get_checkpoint_id(config) else made
 
     def _keep(self, loaded: checkpoints.Loaded) -> None:
-        versions = _Lens(self.serde).versions(loaded.row)
-        values = {ValueKey(channel, versions[channel]): value for channel, value in loaded.values.items()}
+        values = {ValueKey(channel, loaded.versions[channel]): value for channel, value in loaded.values.items()}
         checkpoints.remember(self._recent, loaded.row.place, values)
 
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
-        row, codec = loaded.row, Codec(self.serde)
-        body = _read(self.serde, row.place, row.kind, row.body)
+        row, codec = loaded.row, self._codec
         return CheckpointTuple(
             config=_config(row.place),
-            checkpoint={  # type: ignore[typeddict-item]  # the body is a checkpoint but for its values
-                **body,
+            checkpoint={
+                **loaded.body,  # type: ignore[typeddict-item]  # a checkpoint but for its values
                 "channel_values": {
                     channel: self._pristine.loads(
-                        (row.place.thread_id, row.place.checkpoint_ns, channel),
+                        Spot(row.place.thread_id, row.place.checkpoint_ns, channel),
                         codec.values,
                         value.kind,
                         value.data,
@@ -245,7 +251,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _pending(self, write: WriteRow, large: Mapping[bytes, bytes]) -> tuple[str, str, Any]:
         if write.pieces is not None:
-            value = Codec(self.serde).loads(write.kind, large[write.pieces])
+            value = self._codec.loads(write.kind, large[write.pieces])
         else:
             value = _read(self.serde, write.place, write.kind, write.value)
         return write.task_id, write.channel, value
@@ -307,10 +313,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return found[0].row.place if found else None
 
     def _ancestry(self, place: Place, channels: Sequence[str]) -> Work[Found]:
-        return checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, Codec(self.serde))
+        return checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, self._codec)
 
     def _history(self, channels: Sequence[str], line: Found) -> Mapping[str, DeltaChannelHistory]:
-        codec = Codec(self.serde)
+        codec = self._codec
         history: dict[str, DeltaChannelHistory] = {}
         for channel in channels:
             collected: list[tuple[str, str, Any]] = []
@@ -440,17 +446,17 @@ class _Lens:
     serde: SerializerProtocol
     _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
 
-    def _body(self, row: CheckpointRow) -> dict[str, Any]:
+    def body(self, row: CheckpointRow) -> dict[str, Any]:
         if row.place not in self._bodies:
             self._bodies[row.place] = _read(self.serde, row.place, row.kind, row.body)
         return self._bodies[row.place]
 
     def versions(self, row: CheckpointRow) -> dict[str, str]:
-        versions = self._body(row).get("channel_versions") or {}
+        versions = self.body(row).get("channel_versions") or {}
         return {channel: _version(version) for channel, version in versions.items()}
 
     def stamp(self, row: CheckpointRow) -> str:
-        return str(self._body(row).get("ts") or "")
+        return str(self.body(row).get("ts") or "")
 
     def deltas(self, row: CheckpointRow) -> frozenset[str]:
         about = _read(self.serde, row.place, row.metadata_kind, row.metadata)

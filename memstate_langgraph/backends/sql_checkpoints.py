@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
-from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, Statements
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, Statements, one_of
 from memstate_langgraph.ops import Op
 
 _CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata"
@@ -88,7 +88,6 @@ def find_checkpoints(op: ops.FindCheckpoints, d: Dialect) -> Statements[list[ops
     if op.limit is not None:
         limit = " LIMIT ?"
         parameters.append(op.limit)
-    # within a namespace the primary key gives the order, in a whole thread the index by id
     rows = yield Sql(f"SELECT {_CHECKPOINT} FROM checkpoints {where} ORDER BY checkpoint_id DESC{limit}", parameters)
     return _checkpoints(rows)
 
@@ -101,16 +100,22 @@ def find_runs(op: ops.FindRuns, d: Dialect) -> Statements[list[ops.Place]]:
     return [ops.Place(*row) for row in rows]
 
 
+FEW = 8
+"""Up to so many pairs are compared one by one, by the primary key; for more, a list is cheaper."""
+
+
 def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]]:
     select = "SELECT channel, version, kind, pieces FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ?"
-    parameters: tuple[Any, ...] = (op.thread_id, op.checkpoint_ns)
-    wanted = None if op.keys is None else set(op.keys)
-    if wanted is not None:
+    parameters: list[Any] = [op.thread_id, op.checkpoint_ns]
+    if op.keys is not None and len(op.keys) <= FEW:
+        select += f" AND ({' OR '.join(['(channel = ? AND version = ?)'] * len(op.keys))})"
+        parameters += [part for key in op.keys for part in key]
+    elif op.keys is not None:
         select += f" AND {d.among('channel')} AND {d.among('version')}"
-        parameters += (d.listed({key.channel for key in wanted}), d.listed({key.version for key in wanted}))
+        parameters += [d.listed({key.channel for key in op.keys}), d.listed({key.version for key in op.keys})]
     rows = yield Sql(select, parameters)
     found = [ops.ValueRow(ops.ValueKey(row[0], row[1]), row[2], row[3]) for row in rows]
-    return found if wanted is None else [row for row in found if row.key in wanted]
+    return found if op.keys is None else [row for row in found if row.key in op.keys]
 
 
 def value_spaces(op: ops.ValueSpaces, d: Dialect) -> Statements[list[str]]:
@@ -133,8 +138,9 @@ def find_chunks(op: ops.FindChunks, d: Dialect) -> Statements[list[ops.ChunkRow]
 def find_writes(op: ops.FindWrites, d: Dialect) -> Statements[list[ops.WriteRow]]:
     where, parameters = _where({"thread_id = ?": op.thread_id, "checkpoint_ns = ?": op.checkpoint_ns})
     if op.checkpoint_ids is not None:
-        where += f" AND {d.among('checkpoint_id')}"
-        parameters.append(d.listed(op.checkpoint_ids))
+        one, listed = one_of(d, "checkpoint_id", op.checkpoint_ids)
+        where += f" AND {one}"
+        parameters.append(listed)
     rows = yield Sql(f"SELECT {_WRITE} FROM writes {where}", parameters)
     return [ops.WriteRow(ops.Place(*row[:3]), *row[3:]) for row in rows]
 

@@ -85,7 +85,6 @@ CREATE TABLE checkpoints (
     metadata        BLOB NOT NULL,
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 ) WITHOUT ROWID;
-CREATE INDEX checkpoints_by_id ON checkpoints (thread_id, checkpoint_id);
 CREATE INDEX checkpoints_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
 
 -- The value of a channel at a version, as pieces of chunks.
