@@ -108,13 +108,25 @@ class SaveWrites(Op[None]):
 
 @dataclass(frozen=True, slots=True)
 class FindCheckpoints(Op[list[CheckpointRow]]):
-    """Checkpoints by falling id; None means any."""
+    """Checkpoints by falling id, namespace and thread; None means any.
+
+    Only those with ids lower than `before`, and those that follow `after` in this order.
+    """
 
     thread_id: str | None = None
     checkpoint_ns: str | None = None
     checkpoint_id: str | None = None
     before: str | None = None
+    after: Place | None = None
     limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestors(Op[list[CheckpointRow]]):
+    """The checkpoint that this one was made from, the one before that, and so on, nearest first."""
+
+    place: Place
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import ormsgpack
 
 from memstate_langgraph.checkpoint_ops import (
+    Ancestors,
     CheckpointRow,
     CopyThread,
     DropCheckpoints,
@@ -139,18 +140,24 @@ def _pool(thread_id: str, fresh: bytes) -> Plan[bytes]:
 
 def _bases(place: Place, values: Sequence[NewValue], recent: Recent, pool: bytes) -> Plan[dict[str, Stored]]:
     """Earlier versions that storage still holds as we know them, by channel."""
-    known: dict[str, dict[ValueKey, Stored]] = defaultdict(dict)
+    known: dict[str, Latest] = {}
+    asked: dict[str, set[ValueKey]] = defaultdict(set)
     for value in values:
         spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
-        found = recent.get(spot) if value.data else None
+        found = recent.like(spot, len(value.data)) if value.data else None
         # a thread that was deleted and began again has another pool
         if found is not None and found.value.pool == pool:
-            known[found.spot.checkpoint_ns][ValueKey(value.key.channel, found.version)] = found.value
-    bases: dict[str, Stored] = {}
-    for checkpoint_ns, of in known.items():
-        rows = yield from FindValues(place.thread_id, checkpoint_ns, frozenset(of))
-        bases |= {row.key.channel: of[row.key] for row in rows if row.pieces == of[row.key].packed}
-    return bases
+            known[value.key.channel] = found
+            asked[found.spot.checkpoint_ns].add(ValueKey(found.spot.channel, found.version))
+    held: dict[Spot, ValueRow] = {}
+    for checkpoint_ns, keys in asked.items():
+        for row in (yield from FindValues(place.thread_id, checkpoint_ns, frozenset(keys))):
+            held[Spot(place.thread_id, checkpoint_ns, row.key.channel)] = row
+    return {
+        channel: found.value
+        for channel, found in known.items()
+        if found.spot in held and held[found.spot].pieces == found.value.packed
+    }
 
 
 @writes
@@ -158,10 +165,6 @@ def put(
     row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec, pool_key: bytes
 ) -> Plan[dict[ValueKey, Stored]]:
     return (yield from put_plan(row, values, recent, codec, pool_key))
-
-
-LARGE = 4096
-"""Pending writes from this many bytes on are stored as what they do not share with their channel's value."""
 
 
 def put_writes_plan(
@@ -288,19 +291,26 @@ def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) ->
             recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), key.version, value))
 
 
+GENERATIONS = 64
+"""How many ancestors are read at once."""
+
+
 @reads
 def ancestry(place: Place, channels: Sequence[str], lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
     """The ancestors of a checkpoint, nearest first, until each of the channels was met with a value."""
     line: list[Loaded] = []
     missing = set(channels)
-    current = yield from FindCheckpoints(*place)
-    while current and missing and (parent := current[0].parent_id) is not None:
-        current = yield from FindCheckpoints(place.thread_id, place.checkpoint_ns, parent)
-        if not current:
-            break
-        line += yield from _load(current, lens, recent, codec, frozenset(missing))
-        missing -= line[-1].values.keys()
-    return line
+    while True:
+        rows = yield from Ancestors(place, GENERATIONS)
+        loaded = yield from _load(rows, lens, recent, codec, frozenset(missing))
+        for ancestor in loaded:
+            line.append(ancestor)
+            missing -= ancestor.values.keys()
+            if not missing:
+                return line
+        if len(rows) < GENERATIONS:
+            return line
+        place = rows[-1].place
 
 
 # --- removing

@@ -39,6 +39,8 @@ WINDOW = 65536
 """How far ahead a stored piece is looked for behind inserted bytes."""
 SHORTEST = 32
 """Common bytes below this many are not worth a piece of their own."""
+LARGE = 4096
+"""From this many bytes on it is worth looking further for something like a value."""
 ID_BYTES = 12
 POOL_BYTES = 16
 
@@ -346,23 +348,50 @@ class Recent:
         self._size = 0
         self._lock = threading.Lock()
         self._known: OrderedDict[Spot, Latest] = OrderedDict()
+        self._largest: dict[tuple[str, str], Spot] = {}
 
     def get(self, spot: Spot) -> Latest | None:
-        """Of the channel, or of the nearest graph around it that is known."""
+        with self._lock:
+            return self._get(spot)
+
+    def like(self, spot: Spot, size: int) -> Latest | None:
+        """What a new version of so many bytes may share some with: the channel's last version.
+
+        In a new subgraph, that of the graphs around it; or the largest value there, as whole states are sent to
+        nodes and subgraphs.
+        """
         with self._lock:
             for one in spot.lineage():
-                if one in self._known:
-                    self._known.move_to_end(one)
-                    return self._known[one]
+                known = self._get(one)
+                if known is not None and (one == spot or size < LARGE or len(known.value.data) > size // 2):
+                    return known
+            for one in spot.lineage() if size >= LARGE else ():
+                largest = self._largest.get(one[:2])
+                if largest is not None:
+                    return self._get(largest)
         return None
+
+    def _get(self, spot: Spot) -> Latest | None:
+        known = self._known.get(spot)
+        if known is not None:
+            self._known.move_to_end(spot)
+        return known
 
     def keep(self, latest: Latest) -> None:
         with self._lock:
-            known = self._known.pop(latest.spot, None)
-            if known is not None:
-                self._size -= len(known.value.data)
+            self._drop(latest.spot)
             self._known[latest.spot] = latest
             self._size += len(latest.value.data)
+            graph = latest.spot[:2]
+            largest = self._known.get(self._largest.get(graph, latest.spot))
+            if largest is None or len(latest.value.data) >= len(largest.value.data):
+                self._largest[graph] = latest.spot
             while self._size > self._bound and self._known:
-                _, dropped = self._known.popitem(last=False)
-                self._size -= len(dropped.value.data)
+                self._drop(next(iter(self._known)))
+
+    def _drop(self, spot: Spot) -> None:
+        known = self._known.pop(spot, None)
+        if known is not None:
+            self._size -= len(known.value.data)
+            if self._largest.get(spot[:2]) == spot:
+                del self._largest[spot[:2]]

@@ -18,7 +18,7 @@ from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
-from memstate_langgraph.run import AsyncStorage, Flow, Storage, aperform, perform
+from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, perform
 
 R = TypeVar("R")
 _WITHIN_FACT = frozenset({"payload", "source"})
@@ -399,6 +399,13 @@ class MemoryStore(_Store):
         """
         return self._do(care.repair(self._core, self.storage, progress))
 
+    def vacuum(self, progress: Progress | None = None) -> int:
+        """Give space that nothing uses any more back to the file system; how many bytes.
+
+        Works in short steps, so that others can write meanwhile. `progress(stage, done, total)` is called as it goes.
+        """
+        return self.storage.vacuum(progress)
+
     def close(self) -> None:
         self.storage.close()
 
@@ -599,6 +606,10 @@ class AsyncMemoryStore(_Store):
     async def repair(self, progress: Callable[[str, int, int], None] | None = None) -> care.Report:
         """See `MemoryStore.repair`."""
         return await self._do(care.repair(self._core, self.storage, progress))
+
+    async def vacuum(self, progress: Progress | None = None) -> int:
+        """See `MemoryStore.vacuum`."""
+        return await self.storage.vacuum(progress)
 
     async def close(self) -> None:
         await self.storage.close()

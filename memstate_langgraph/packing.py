@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 
-SHORTEST = 48
+SHORTEST = 160
+"""Bytes below which the time is worth more than what would be saved."""
 _PREFIX = "z1:"
 # rarest first: deflate reaches back to the end of a dictionary most cheaply
 _DICTIONARY = b"".join(

@@ -95,7 +95,8 @@ class Frozen:
             value = self.fields[name]
             if value and not _identical(value, fields[name]):
                 return False
-        return _identical(self.extra, message.__pydantic_extra__)
+        extra = message.__pydantic_extra__
+        return _identical(self.extra, extra) if self.extra or extra else True
 
 
 def _identical(one: Any, other: Any) -> bool:

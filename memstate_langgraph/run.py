@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.ops import Work
 
 Q = TypeVar("Q")
@@ -49,10 +50,28 @@ async def adrive(plan: Generator[Q, Any, R], answer: Callable[[Q], Awaitable[Any
         return value
 
 
+Progress = Callable[[str, int, int], None]
+"""Called as long work goes on: what is being done, how much of it is done, out of how much."""
+
+
+def check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise ValidationFailed(f"progress: must be a callable(stage, done, total), not {progress!r}")
+
+
+def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(stage, done, total)
+
+
 class Storage(Protocol):
     """Runs plans, each in a transaction of its own: all of it or nothing, again from the top on contention."""
 
     def run(self, work: Work[R]) -> R: ...
+
+    def vacuum(self, progress: Progress | None = None) -> int:
+        """Give unused space back to the file system, in short steps; how many bytes."""
+        ...
 
     def close(self) -> None: ...
 
@@ -65,6 +84,8 @@ class AsyncStorage(Protocol):
     """A `Storage` whose calls are awaited."""
 
     async def run(self, work: Work[R]) -> R: ...
+
+    async def vacuum(self, progress: Progress | None = None) -> int: ...
 
     async def close(self) -> None: ...
 

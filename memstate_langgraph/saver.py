@@ -28,14 +28,14 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
-from memstate_langgraph.chunks import Codec, Recent, Spot, Stored
+from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
 from memstate_langgraph.packing import pack_typed, unpack_typed
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
-from memstate_langgraph.run import AsyncStorage, Storage
+from memstate_langgraph.run import AsyncStorage, Progress, Storage, check_progress, tell
 
 R = TypeVar("R")
 
@@ -183,7 +183,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
             kind, data = codec.dumps(value)
-            if len(data) >= checkpoints.LARGE:
+            if len(data) >= LARGE:
                 large[index] = checkpoints.NewValue(ValueKey(channel, ""), kind, data)
                 data = b""
             elif codec.encrypts:
@@ -281,10 +281,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             for found in listing.accept(self._page(await self._arun(self._find(question)), listing)):
                 yield found
 
-    def _page(self, loaded: Found, listing: _Listing) -> Iterator[CheckpointTuple | str]:
-        """The tuples that match, and of the others only the id."""
+    def _page(self, loaded: Found, listing: _Listing) -> Iterator[CheckpointTuple | None]:
+        """The tuples that match, and None in the place of the others."""
         for one in loaded:
-            yield self._tuple(one) if listing.matches(self._metadata(one.row)) else one.row.place.checkpoint_id
+            listing.after = one.row.place
+            yield self._tuple(one) if listing.matches(self._metadata(one.row)) else None
 
     # --- delta channels
 
@@ -365,15 +366,19 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         strategy: str = "keep_latest",
         keep_last: int = 1,
         max_age: timedelta | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Delete checkpoints of these threads, per namespace.
 
         `keep_latest` keeps the newest, `keep_last` the newest `keep_last`, `max_age` those younger than
         `max_age` and always the newest, `delete` none. What a delta channel of a kept checkpoint needs
-        stays as well.
+        stays as well. Each thread is a transaction of its own; after each, `progress(stage, done, total)`
+        is called. The space is used again; `memory.vacuum()` gives it back to the file system.
         """
-        for work in self._prune(thread_ids, strategy, keep_last, max_age):
+        works = self._prune(thread_ids, strategy, keep_last, max_age, progress)
+        for done, work in enumerate(works, 1):
             self._run(work)
+            tell(progress, "pruning threads", done, len(works))
 
     async def aprune(
         self,
@@ -382,14 +387,23 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         strategy: str = "keep_latest",
         keep_last: int = 1,
         max_age: timedelta | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """See `prune`."""
-        for work in self._prune(thread_ids, strategy, keep_last, max_age):
+        works = self._prune(thread_ids, strategy, keep_last, max_age, progress)
+        for done, work in enumerate(works, 1):
             await self._arun(work)
+            tell(progress, "pruning threads", done, len(works))
 
     def _prune(
-        self, thread_ids: Sequence[str], strategy: str, keep_last: int, max_age: timedelta | None
+        self,
+        thread_ids: Sequence[str],
+        strategy: str,
+        keep_last: int,
+        max_age: timedelta | None,
+        progress: Progress | None,
     ) -> Sequence[Work[Any]]:
+        check_progress(progress)
         if isinstance(thread_ids, str):
             raise ValidationFailed("prune: thread_ids is a list of thread ids, not one string")
         threads = [_thread(thread_id) for thread_id in thread_ids]
@@ -473,6 +487,7 @@ class _Listing:
     filter: Mapping[str, Any]
     before: str | None
     left: int | None
+    after: Place | None = None
     done: bool = False
 
     @classmethod
@@ -491,24 +506,20 @@ class _Listing:
         if self.done or (self.left is not None and self.left <= 0):
             return None
         size = PAGE if self.left is None or self.filter else min(PAGE, self.left)
-        # ids are unique within a namespace only, so a page by id could split equal ids of two namespaces
-        limit = size if self.thread_id is not None and self.checkpoint_ns is not None else None
-        return FindCheckpoints(self.thread_id, self.checkpoint_ns, self.checkpoint_id, self.before, limit)
+        return FindCheckpoints(self.thread_id, self.checkpoint_ns, self.checkpoint_id, self.before, self.after, size)
 
-    def accept(self, page: Iterator[CheckpointTuple | str]) -> Iterator[CheckpointTuple]:
+    def accept(self, page: Iterator[CheckpointTuple | None]) -> Iterator[CheckpointTuple]:
         count = 0
         for found in page:
             count += 1
-            if isinstance(found, str):
-                self.before = found
+            if found is None:
                 continue
-            self.before = found.checkpoint["id"]
             yield found
             if self.left is not None:
                 self.left -= 1
                 if self.left <= 0:
                     return
-        self.done = count < PAGE or self.checkpoint_ns is None or self.thread_id is None
+        self.done = count < PAGE
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         return all(metadata.get(key) == wanted for key, wanted in self.filter.items())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from memstate_langgraph import SQLiteStorage, VectorStoreSyncHook
 from memstate_langgraph.ops import Op, Plan, Work
-from memstate_langgraph.run import AsyncStorage
+from memstate_langgraph.run import AsyncStorage, Progress
 from memstate_langgraph.vectors import Text
 
 R = TypeVar("R")
@@ -88,6 +88,9 @@ class FaultyStorage:
             result: R = done.value
         self.points.cross("inside, before COMMIT")
         return result
+
+    def vacuum(self, progress: Progress | None = None) -> int:
+        return self.inner.vacuum(progress)
 
     def close(self) -> None:
         self.inner.close()

@@ -516,3 +516,82 @@ def test_a_put_without_values_leaves_the_thread_readable(saver: MemStateCheckpoi
     assert chat(forgetful(saver)).get_state(config()).values == values
     fork = app.update_state(app.get_state(config()).config, None, as_node="__copy__")
     assert chat(forgetful(saver)).get_state(fork).values == values
+
+
+def test_a_list_of_many_checkpoints_comes_in_pages(saver: MemStateCheckpointer) -> None:
+    model = InMemorySaver()
+    for one in (saver, model):
+        for thread in ("t", "u"):
+            for i in range(70):
+                for space in ("", "sub"):
+                    made = checkpoint()
+                    made["id"] = f"{i:04}"
+                    place: RunnableConfig = {"configurable": {"thread_id": thread, "checkpoint_ns": space}}
+                    one.put(place, made, {**META, "step": i}, {})
+    asked: list[tuple[RunnableConfig | None, dict[str, Any]]] = [
+        (None, {}),
+        ({"configurable": {"thread_id": "t"}}, {}),
+        (config(), {}),
+        (config(), {"before": config(checkpoint_id="0050")}),
+        ({"configurable": {"thread_id": "t"}}, {"filter": {"step": 3}}),
+    ]
+    for where, options in asked:
+        ours, theirs = ([one.config for one in each.list(where, **options)] for each in (saver, model))
+        assert sorted(map(str, ours)) == sorted(map(str, theirs)), (where, options)
+        ids = [one["configurable"]["checkpoint_id"] for one in ours]
+        assert ids == sorted(ids, reverse=True)
+    assert len(list(saver.list(None, limit=77))) == 77
+
+
+def test_space_is_given_back_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    told: list[tuple[str, int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
+    with MemStateCheckpointer.from_conn_string(str(path)) as saver:
+        kept = saver.put(config("kept"), checkpoint({"a": ["here"]}, {"a": "1"}), META, {"a": "1"})
+        for name in ("x", "y"):
+            value = os.urandom(2_000_000)
+            saver.put(config(name), checkpoint({"a": value}, {"a": "1"}), META, {"a": "1"})
+        full = size(path)
+        assert full > 4_000_000
+        saver.prune(["x", "y"], strategy="delete", progress=progress)
+        assert size(path) == full, "space is kept for later until it is asked for"
+        given = saver.memory.vacuum(progress)
+        assert size(path) == full - given  # type: ignore[operator]
+        assert size(path) < 400_000
+        assert saver.get_tuple(kept).checkpoint["channel_values"] == {"a": ["here"]}  # type: ignore[union-attr]
+        assert saver.memory.vacuum() == 0
+    assert told[:2] == [("pruning threads", 1, 2), ("pruning threads", 2, 2)]
+    stages = [(done, total) for stage, done, total in told if stage == "giving space back"]
+    assert len(stages) > 2
+    assert stages == sorted(stages)
+    assert stages[-1][0] == stages[-1][1]
+
+
+async def test_space_is_given_back_through_the_async_door(tmp_path: Path) -> None:
+    memory = AsyncMemoryStore(AsyncSQLiteStorage(tmp_path / "state.db"))
+    saver = MemStateCheckpointer(memory)
+    await saver.aput(config(), checkpoint({"a": os.urandom(2_000_000)}, {"a": "1"}), META, {"a": "1"})
+    await saver.adelete_thread("t")
+    assert await memory.vacuum() > 1_900_000
+    await memory.close()
+
+
+def test_a_subgraph_shares_what_the_graph_around_it_holds(tmp_path: Path) -> None:
+    inner = StateGraph(MessagesState)
+    inner.add_node("deep", lambda state: {"messages": [AIMessage("deep", id=f"d{len(state['messages'])}")]})
+    inner.add_edge(START, "deep")
+    outer = StateGraph(MessagesState)
+    outer.add_node("sub", inner.compile())
+    outer.add_edge(START, "sub")
+    path = tmp_path / "state.db"
+    with MemStateCheckpointer.from_conn_string(str(path)) as saver:
+        app = outer.compile(checkpointer=saver)
+        app.invoke({"messages": [HumanMessage(os.urandom(50_000).hex(), id="long")]}, config())
+        before = size(path)
+        for i in range(20):
+            app.invoke({"messages": [HumanMessage(f"short {i}", id=f"h{i}")]}, config())
+        assert size(path) - before < 20 * 15_000, "each call of the subgraph begins with the whole list"

@@ -84,12 +84,34 @@ def find_checkpoints(op: ops.FindCheckpoints, d: Dialect) -> Statements[list[ops
             "checkpoint_id < ?": op.before,
         }
     )
+    if op.after is not None:
+        where += f" {'AND' if where else 'WHERE'} (checkpoint_id, checkpoint_ns, thread_id) < (?, ?, ?)"
+        parameters += [op.after.checkpoint_id, op.after.checkpoint_ns, op.after.thread_id]
     limit = ""
     if op.limit is not None:
         limit = " LIMIT ?"
         parameters.append(op.limit)
-    rows = yield Sql(f"SELECT {_CHECKPOINT} FROM checkpoints {where} ORDER BY checkpoint_id DESC{limit}", parameters)
+    # within a namespace the primary key gives the order
+    order = ["checkpoint_id DESC"]
+    order += [f"{name} DESC" for name in ("checkpoint_ns", "thread_id") if getattr(op, name) is None]
+    rows = yield Sql(f"SELECT {_CHECKPOINT} FROM checkpoints {where} ORDER BY {', '.join(order)}{limit}", parameters)
     return _checkpoints(rows)
+
+
+_ANCESTORS = (
+    "WITH RECURSIVE line (id, depth) AS ("
+    "SELECT parent_id, 1 FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? "
+    "UNION ALL SELECT c.parent_id, line.depth + 1 FROM line JOIN checkpoints c "
+    "ON c.thread_id = ? AND c.checkpoint_ns = ? AND c.checkpoint_id = line.id WHERE line.depth < ?) "
+    f"SELECT {_CHECKPOINT} FROM line JOIN checkpoints "
+    "ON thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = line.id ORDER BY depth"
+)
+
+
+def ancestors(op: ops.Ancestors, d: Dialect) -> Statements[list[ops.CheckpointRow]]:
+    thread_id, checkpoint_ns, _ = op.place
+    parameters = (*op.place, thread_id, checkpoint_ns, op.limit, thread_id, checkpoint_ns)
+    return _checkpoints((yield Sql(_ANCESTORS, parameters)))
 
 
 def find_runs(op: ops.FindRuns, d: Dialect) -> Statements[list[ops.Place]]:
@@ -200,6 +222,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.SaveChunks: save_chunks,
     ops.SaveWrites: save_writes,
     ops.FindCheckpoints: find_checkpoints,
+    ops.Ancestors: ancestors,
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.ValueSpaces: value_spaces,

@@ -11,7 +11,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib import resources
@@ -25,7 +25,7 @@ from memstate_langgraph.backends.sql import ANSWERS, json_text
 from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
-from memstate_langgraph.run import drive
+from memstate_langgraph.run import Progress, check_progress, drive, tell
 
 R = TypeVar("R")
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -33,6 +33,8 @@ Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 APPLICATION_ID = 0x4D656D53  # "MemS" in the file's header says that the file is ours
 SCHEMA_VERSION = 1
 MEMORY = ":memory:"
+PAGES_AT_ONCE = 256
+"""How many pages a step of `vacuum` moves; other writers come in between steps."""
 
 
 class _Dialect:
@@ -111,6 +113,7 @@ class SQLiteEngine:
                 raise StorageError(
                     f"{self.path}: a SQLite file that memstate_langgraph did not make; give it a path of its own"
                 )
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only a file without tables can still choose
             if not self.in_memory:
                 connection.execute("PRAGMA journal_mode = WAL")
             self._create(connection)
@@ -220,6 +223,37 @@ class SQLiteEngine:
                 connection.close()
             self._readers.clear()
 
+    def vacuum(self, progress: Progress | None) -> int:
+        check_progress(progress)
+
+        def pragma(text: str) -> int:
+            with self._lock, self._translated():
+                self._refuse_if_closed()
+                rows = self.writer.execute(f"PRAGMA {text}").fetchall()
+            return int(rows[0][0]) if rows else 0
+
+        before = self.patiently(lambda: pragma("page_count"))
+        free = total = self.patiently(lambda: pragma("freelist_count"))
+        while free:
+            self.patiently(lambda: pragma(f"incremental_vacuum({PAGES_AT_ONCE})"))
+            free = self.patiently(lambda: pragma("freelist_count"))
+            tell(progress, "giving space back", max(0, total - free), total)
+        if not self.in_memory:
+            self.patiently(lambda: pragma("wal_checkpoint(TRUNCATE)"))
+        return (before - self.patiently(lambda: pragma("page_count"))) * pragma("page_size")
+
+    def patiently(self, call: Callable[[], R]) -> R:
+        """Try until it is not in another writer's way, or for `busy_timeout`."""
+        deadline = time.monotonic() + self.busy_timeout
+        for pause in pauses():
+            try:
+                return call()
+            except _Contention as error:
+                if time.monotonic() > deadline:
+                    raise busy(self) from error
+                time.sleep(pause)
+        raise AssertionError
+
     def warnings(self) -> list[str]:
         """What about this SQLite deserves a word in `verify()`."""
         if self.in_memory or sqlite3.sqlite_version_info >= (3, 51, 3):
@@ -266,15 +300,11 @@ class SQLiteStorage:
         return storage
 
     def run(self, work: Work[R]) -> R:
-        deadline = time.monotonic() + self.engine.busy_timeout
-        for pause in pauses():
-            try:
-                return self.engine.attempt(work)
-            except _Contention as error:
-                if time.monotonic() > deadline:
-                    raise busy(self.engine) from error
-                time.sleep(pause)
-        raise AssertionError
+        return self.engine.patiently(lambda: self.engine.attempt(work))
+
+    def vacuum(self, progress: Progress | None = None) -> int:
+        """Give unused space back to the file system, in short steps; how many bytes."""
+        return self.engine.vacuum(progress)
 
     def close(self) -> None:
         self.engine.close()
@@ -318,6 +348,10 @@ class AsyncSQLiteStorage:
                     raise busy(self.engine) from error
                 await asyncio.sleep(pause)
         raise AssertionError
+
+    async def vacuum(self, progress: Progress | None = None) -> int:
+        """See `SQLiteStorage.vacuum`."""
+        return await asyncio.to_thread(self.engine.vacuum, progress)
 
     async def close(self) -> None:
         self.engine.close()
