@@ -179,8 +179,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
         findings.add(f"fact without its vector in {hook.name!r} (repair embeds it)", sorted(comparison.missing))
         orphans = [row.id for row in comparison.gone if row.fact_id not in comparison.missing]
         findings.add(f"vector in {hook.name!r} of a fact that should have none", orphans)
-        if held[hook.name] is None:
-            warnings.append(f"{hook.name!r} cannot list its ids, so only the journal was checked")
+        warnings += [f"{hook.name!r} {sentence}" for sentence in hook.capabilities.shortcomings()]
     return Report(
         facts=len(found.facts),
         entries=found.entries,
