@@ -211,10 +211,18 @@ def gist(draft: Draft) -> list[Any]:
 # --- flows
 
 
-def ask(hook: VectorStoreSyncHook, method: str, *args: Any) -> Flow[Any]:
+def ask(hook: VectorStoreSyncHook, method: str, *args: Any, deadline: float | None = None) -> Flow[Any]:
+    """Call a vector store; what it raises, and a `deadline` (monotonic) that passes, is a `HookError`."""
+    left = None if deadline is None else deadline - time.monotonic()
     try:
-        return (yield Call(hook, method, args))
+        if left is not None and left <= 0:
+            raise TimeoutError
+        return (yield Call(hook, method, args, left))
     except Exception as error:
+        if isinstance(error, TimeoutError) and deadline is not None and time.monotonic() >= deadline:
+            raise HookError(
+                f"vector store {hook.name!r}: {method} took longer than its timeout of {hook.timeout} s"
+            ) from error
         raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
 
 
@@ -459,13 +467,14 @@ class Core:
     ) -> Flow[list[ScoredFact]]:
         if limit == 0:
             return []
+        deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
         for _ in range(3):
             began = time.monotonic()
             # The snapshot comes first: a vector that is replaced while we search is still ours to show.
             at: int = yield position()
             k = 1000 if limit is None else limit + 5
             while True:
-                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace)
+                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
                 facts: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
                 found = [
                     ScoredFact(fact, score)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from memstate_langgraph.ops import Work
@@ -75,11 +79,15 @@ class AsyncStorage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call out of the store, never inside a transaction: `method` through the sync door, `amethod` async."""
+    """A call out of the store, never inside a transaction: `method` through the sync door, `amethod` async.
+
+    After `timeout` seconds it is given up and `TimeoutError` is raised; without one nothing interrupts it.
+    """
 
     target: Any
     method: str
     args: tuple[Any, ...]
+    timeout: float | None = None
 
 
 Step = Work[Any] | Call
@@ -91,7 +99,8 @@ def perform(flow: Flow[R], storage: Storage) -> R:
     def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return storage.run(step)
-        return getattr(step.target, step.method)(*step.args)
+        call = partial(getattr(step.target, step.method), *step.args)
+        return call() if step.timeout is None else within(step.timeout, call)
 
     return drive(flow, answer)
 
@@ -100,9 +109,27 @@ async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
     async def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return await storage.run(step)
-        return await getattr(step.target, "a" + step.method)(*step.args)
+        async with asyncio.timeout(step.timeout):
+            return await getattr(step.target, "a" + step.method)(*step.args)
 
     return await adrive(flow, answer)
+
+
+def within(seconds: float, call: Callable[[], R]) -> R:
+    """Call in a thread of its own and give up on it after so many seconds; it ends by itself, or with the process.
+
+    A pool would be no faster, and the process could not end while one of its threads hangs.
+    """
+    done: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="memstate-call", daemon=True).start()
+    return done.result(seconds)
 
 
 async def acall(function: Callable[..., Any], *args: Any) -> Any:

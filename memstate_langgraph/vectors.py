@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,9 @@ class VectorStoreSyncHook:
     `target_types` all types are embedded.
 
     Seconds: `lease` is how long preparing one transaction's vectors may take before it is given up;
-    `grace` how long a replaced vector stays for searches that began before, and so the longest a search
-    may take; `late` how long after a failed write its vectors may still arrive and are removed again.
+    `grace` how long a replaced vector stays for searches that began before; one that takes longer begins
+    again; `timeout` how long a search may take in all, with None as long as it likes, in the caller's own
+    thread; `late` how long after a failed write its vectors may still arrive and are removed again.
     `name` tells collections apart in the store's books; give one if two hooks would share theirs.
     """
 
@@ -66,13 +67,15 @@ class VectorStoreSyncHook:
         name: str | None = None,
         lease: float = 120.0,
         grace: float = 60.0,
+        timeout: float | None = 30.0,
         late: float = 300.0,
     ) -> None:
         if (text_field is None) == (text_formatter is None):
             raise ValidationFailed("hook: give either text_field or text_formatter, which say what text to embed")
         for label, seconds in (("lease", lease), ("grace", grace), ("late", late)):
-            if not seconds >= 0 or not math.isfinite(seconds):
-                raise ValidationFailed(f"hook: {label} must be seconds, not {seconds!r}")
+            check_seconds(label, seconds)
+        if timeout is not None and not check_seconds("timeout", timeout):
+            raise ValidationFailed("hook: timeout must be more than 0 seconds, or None for a search without end")
         if isinstance(metadata_fields, str) or isinstance(target_types, str):
             raise ValidationFailed("hook: metadata_fields and target_types are lists of names, not one string")
         self.vector_store = vector_store
@@ -85,7 +88,7 @@ class VectorStoreSyncHook:
         self.text_formatter = text_formatter
         self.name = name if name is not None else self._default_name()
         check_text(self.name, "hook name")
-        self.lease, self.grace, self.late = lease, grace, late
+        self.lease, self.grace, self.timeout, self.late = lease, grace, timeout, late
         # LangChain warns of relevance scores outside 0..1, which some distances give; order is what counts.
         # Once and for all: to do and undo it around each search is not safe among threads and tasks.
         warnings.filterwarnings("ignore", message="Relevance scores must be between")
@@ -177,6 +180,12 @@ class AsyncVectorStoreSyncHook(VectorStoreSyncHook):
     doors = frozenset({"async"})
 
 
+def check_seconds(label: str, seconds: object) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValidationFailed(f"hook: {label} must be seconds, not {seconds!r}")
+    return seconds
+
+
 def documents(items: Sequence[tuple[str, Text]]) -> list[Document]:
     from langchain_core.documents import Document
 
@@ -188,9 +197,10 @@ def documents(items: Sequence[tuple[str, Text]]) -> list[Document]:
 
 
 def hits(found: Sequence[tuple[Document, float]]) -> Hits:
-    """Hits by their ids; a score that is no number ranks last."""
-    result = [
-        (str(document.metadata.get(VECTOR_ID) or document.id), float(score) if math.isfinite(score) else -math.inf)
-        for document, score in found
-    ]
+    return ranked((str(document.metadata.get(VECTOR_ID) or document.id), score) for document, score in found)
+
+
+def ranked(scored: Iterable[tuple[str, float]]) -> Hits:
+    """Best first; a score that is no number ranks last."""
+    result = [(vector_id, float(score) if math.isfinite(score) else -math.inf) for vector_id, score in scored]
     return sorted(result, key=lambda hit: -hit[1])

@@ -17,6 +17,7 @@ from memstate_langgraph.vectors import (
     Hits,
     Text,
     VectorStoreSyncHook,
+    ranked,
 )
 
 if TYPE_CHECKING:
@@ -146,10 +147,10 @@ class AsyncChromaSyncHook(AsyncVectorStoreSyncHook):
                 include=["distances"],
             )
         )
-        return [
+        return ranked(
             (vector_id, 1.0 - float(distance))
             for vector_id, distance in zip(found["ids"][0], found["distances"][0], strict=True)
-        ]
+        )
 
     async def aids(self) -> list[str] | None:
         return list((await _awaited((await self._chroma()).get(include=[])))["ids"])
