@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from memstate_langgraph.ops import Work
@@ -116,20 +118,40 @@ async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
 
 
 def within(seconds: float, call: Callable[[], R]) -> R:
-    """Call in a thread of its own and give up on it after so many seconds; it ends by itself, or with the process.
-
-    A pool would be no faster, and the process could not end while one of its threads hangs.
-    """
+    """Call in another thread and give up on it after so many seconds; it ends by itself, or with the process."""
     done: Future[R] = Future()
 
-    def run() -> None:
+    def job() -> None:
         try:
             done.set_result(call())
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=copy_context().run, args=(run,), name="memstate-call", daemon=True).start()
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        thread = _Thread()
+    thread.jobs.put(partial(copy_context().run, job))
     return done.result(seconds)
+
+
+class _Thread(threading.Thread):
+    """Runs one call after the other. Unlike an executor's it is a daemon: one that hangs does not keep the process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="memstate-call", daemon=True)
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.jobs.get()()
+            _idle.append(self)
+
+
+_idle: list[_Thread] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # a fork copies the list, not the threads
 
 
 async def acall(function: Callable[..., Any], *args: Any) -> Any:

@@ -51,6 +51,8 @@ CORE = (
 SQLITE = "tests/test_sqlite.py tests/test_costs.py tests/test_concurrency.py"
 VECTORS = "tests/test_vectors.py tests/test_concurrency.py tests/test_properties.py"
 INPUT = "tests/test_bad_input.py"
+SEARCH = "tests/test_search.py"
+ADAPTERS = "tests/test_adapters.py"
 
 MUTANTS = [
     # the commit protocol
@@ -78,6 +80,13 @@ MUTANTS = [
     Mutant("a second collector forgets tombstones", "backends/sql.py", "(state = 'tombstone' AND due <= ?)", "(state = 'tombstone' AND ? > 0)", VECTORS),
     Mutant("verify finds nothing", "care.py", "        return not self.findings", "        return True", VECTORS),
     Mutant("repair embeds nothing", "care.py", "        yield from _embed_missing(hook, found, report)\n", "", VECTORS),
+    Mutant("a hanging search is waited for", "run.py", "        return call() if step.timeout is None else within(step.timeout, call)", "        return call()", SEARCH),
+    Mutant("an async search that hangs is waited for", "run.py", "asyncio.timeout(step.timeout)", "asyncio.timeout(None)", SEARCH),
+    Mutant("each widening has a deadline of its own", "flows.py", "scope.namespace, deadline=deadline)", "scope.namespace, deadline=time.monotonic() + (hook.timeout or 1e9))", SEARCH),
+    Mutant("threads that a fork did not copy are used", "run.py", "(after_in_child=_idle.clear)", "(after_in_child=_idle.copy)", SEARCH),
+    Mutant("two processes share a Chroma folder", "folders.py", "            lock.acquire()\n", "            pass\n", ADAPTERS),
+    Mutant("a forked child takes its parent's lock for its own", "folders.py", "lock is not None and lock.is_locked:", "lock is not None:", ADAPTERS),
+    Mutant("a store that cannot delete is accepted", "adapters.py", '    ("delete", "adelete"),\n', "", ADAPTERS),
     # singleton and constraints
     Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
     Mutant("a singleton is inserted again", "plans.py", "        if holder is not None:\n            return holder\n        if change.id_given", "        if change.id_given", CORE),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +56,7 @@ def slow() -> Iterator[Slow]:
 def test_a_search_that_hangs_ends_at_its_deadline(open_store: Opener, slow: Slow) -> None:
     memory = open_store(hook_over(slow, timeout=0.2, name="slow"))
     memory.commit(note("one"))
-    slow.takes = 600.0
+    slow.takes = 20.0
     began = time.monotonic()
     with pytest.raises(HookError, match=r"'slow': search took longer than its timeout of 0.2 s") as error:
         memory.search("one")
@@ -119,3 +122,29 @@ def test_a_fact_whose_text_became_empty_is_not_found_until_it_has_one_again(open
         memory.rollback(1)
         assert found(memory)["a"].payload["content"] == "once"
         memory.delete("a")
+
+
+def test_a_process_ends_although_a_search_hangs_and_searches_after_a_fork(tmp_path: Path) -> None:
+    """The threads that searches run in neither keep the process nor are missed by its children."""
+    program = """
+import os, sys
+from memstate_langgraph import HookError, InMemoryStorage, MemoryStore
+from tests.stores import hook_over, note
+from tests.test_search import Slow
+slow = Slow()
+memory = MemoryStore(InMemoryStorage(), [hook_over(slow, timeout=2.0)])
+memory.commit(note("one"))
+assert len(memory.search("one")) == 1
+pid = os.fork()
+if pid == 0:
+    os._exit(len(memory.search("one")))
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+slow.takes = 20.0
+try:
+    memory.search("one")
+except HookError:
+    print("gave up")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "gave up\n", done.stderr[-2000:]
+    assert done.returncode == 0
