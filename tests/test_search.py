@@ -137,8 +137,8 @@ memory.commit(note("one"))
 assert len(memory.search("one")) == 1
 pid = os.fork()
 if pid == 0:
-    os._exit(len(memory.search("one")))
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    os._exit(6 + len(memory.search("one")))
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 slow.takes = 20.0
 try:
     memory.search("one")
