@@ -122,6 +122,7 @@ def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[D
 
 
 def decided(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
+    draft.at = yield from LastSeq()
     yield from draft.prefetch(changes)
     for change in changes:
         yield from draft.decide(change)
@@ -137,6 +138,7 @@ def intend(vectors: tuple[Vector, ...]) -> Plan[None]:
 def commit(
     changes: Sequence[Change],
     new_draft: Callable[[], Draft],
+    previewed: Draft | None,
     wanted: Callable[[Draft], Wanted],
     prepared: Mapping[tuple[str, str], Prepared],
     approved: list[Any] | None,
@@ -144,7 +146,10 @@ def commit(
     now: float,
 ) -> Plan[tuple[Draft, list[Entry] | None]]:
     """Commit if everything wanted is prepared and approved; otherwise None, and nothing was written."""
-    draft = yield from decided(changes, new_draft())
+    if previewed is not None and (yield from LastSeq()) == previewed.at:
+        draft = previewed  # whatever a decision rests on changes only with the log
+    else:
+        draft = yield from decided(changes, new_draft())
     texts = wanted(draft)
     unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())
     if unprepared or (approved is not None and approved != gist(draft)):
@@ -301,6 +306,7 @@ class Core:
         prepared: dict[tuple[str, str], Prepared] = {}
         approved: list[Any] | None = None
         new_draft = self.new_draft().copy  # one time and one tx for all attempts
+        draft: Draft | None = None
         if self.vectors or self.vetoes:
             draft = yield preview(changes, new_draft)
             approved = yield from self._prepare(draft, prepared)
@@ -308,7 +314,9 @@ class Core:
             now = time.time()
             grace = max((hook.grace for hook in self.vectors), default=0.0)
             try:
-                draft, entries = yield commit(changes, new_draft, self.wanted, prepared, approved, now + grace, now)
+                draft, entries = yield commit(
+                    changes, new_draft, draft, self.wanted, prepared, approved, now + grace, now
+                )
             except Exception:
                 yield from self._give_up(prepared)
                 raise

@@ -69,6 +69,7 @@ MUTANTS = [
     Mutant("a fact without text keeps its old vector", "backends/sql.py", "WHERE fact_id = ? AND state = 'live' AND born < ?", "WHERE fact_id = ? AND state = 'live' AND born < ? AND 0", VECTORS),
     Mutant("collection ignores the grace time", "backends/sql.py", "FROM vectors WHERE due <= ? AND state <> 'live'", "FROM vectors WHERE (due <= ? OR 1) AND state <> 'live'", VECTORS),
     Mutant("collection takes live vectors", "backends/sql.py", "due <= ? AND state <> 'live' AND state <> 'intended'", "(due <= ? OR due IS NULL) AND state <> 'intended'", FAULTS),
+    Mutant("a preview is trusted although the log moved on", "flows.py", "(yield from LastSeq()) == previewed.at:", "(yield from LastSeq()) >= 0:", VECTORS),
     # search
     Mutant("search without a snapshot", "flows.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
     Mutant("search shows retired vectors", "backends/sql.py", " AND v.born <= ? AND (v.died IS NULL OR v.died > ?)", " AND v.born <= ? AND ? > 0", VECTORS),

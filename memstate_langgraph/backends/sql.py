@@ -54,7 +54,10 @@ def _fact(row: Row) -> Fact:
 
 
 def json_text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps would make one per call
 
 
 def namespace_text(namespace: tuple[str, ...]) -> str:
