@@ -484,13 +484,15 @@ class Core:
             while True:
                 hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
                 facts: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
-                found = [
-                    ScoredFact(fact, score)
-                    for vector_id, score in hits
-                    if (fact := facts.get(vector_id)) is not None
-                    and (threshold is None or score >= threshold)
-                    and answers(fact, scope)
-                ]
+                by_fact: dict[str, ScoredFact] = {}  # while a collection is rebuilt, a fact may be hit twice
+                for vector_id, score in hits:
+                    if (
+                        (fact := facts.get(vector_id)) is not None
+                        and (threshold is None or score >= threshold)
+                        and answers(fact, scope)
+                    ):
+                        by_fact.setdefault(fact.id, ScoredFact(fact, score))
+                found = list(by_fact.values())
                 below = threshold is not None and bool(hits) and hits[-1][1] < threshold
                 if len(hits) < k or below or (limit is not None and len(found) >= limit):
                     break

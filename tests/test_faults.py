@@ -58,6 +58,7 @@ OPERATIONS: dict[str, Callable[[MemoryStore], object]] = {
     "promote": lambda m: m.promote("s"),
     "discard": lambda m: m.discard_session("s"),
     "collect": collect,
+    "rebuild": lambda m: m.repair(rebuild=True),
 }
 
 

@@ -304,8 +304,12 @@ def activate(op: ops.Activate, d: Dialect) -> Statements[int]:
 
 def retire(op: ops.Retire, d: Dialect) -> Statements[None]:
     yield Batch(
-        "UPDATE vectors SET state = 'retired', died = ?, due = ? WHERE fact_id = ? AND state = 'live' AND born < ?",
-        [(seq, op.due, fact_id, seq) for fact_id, seq in op.died],
+        "UPDATE vectors SET state = 'retired', died = ?, due = ? WHERE fact_id = ? AND state = 'live' AND born < ?"
+        + ("" if op.index is None else " AND collection = ?"),
+        [
+            (seq, op.due, fact_id, seq) if op.index is None else (seq, op.due, fact_id, seq, op.index)
+            for fact_id, seq in op.died
+        ],
     )
 
 
