@@ -66,9 +66,9 @@ def namespace_text(namespace: tuple[str, ...]) -> str:
 
 def fact_text(fact: Fact) -> str:
     """A whole fact as the log keeps it."""
-    row = dict(zip(_FIELDS, _fact_row(fact), strict=True))
-    row["payload"] = fact.payload
-    return json_text({key: value for key, value in row.items() if value is not None})
+    *head, payload = _fact_row(fact)
+    told = {key: value for key, value in zip(_FIELDS, head, strict=False) if value is not None}
+    return f'{json_text(told)[:-1]},"payload":{payload}}}'  # the payload is JSON already
 
 
 def fact_from_text(text: str) -> Fact:
