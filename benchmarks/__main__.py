@@ -1,3 +1,4 @@
-from benchmarks.checkpointers import main
+from benchmarks import checkpointers, commits
 
-main()
+checkpointers.main()
+commits.main()

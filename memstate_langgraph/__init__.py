@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memstate_langgraph.adapters import Capabilities as Capabilities
     from memstate_langgraph.backends.sqlite import (
         AsyncInMemoryStorage as AsyncInMemoryStorage,
         AsyncSQLiteStorage as AsyncSQLiteStorage,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
         StorageBusy as StorageBusy,
         StorageClosed as StorageClosed,
         StorageError as StorageError,
+        UnfitVectorStore as UnfitVectorStore,
         ValidationFailed as ValidationFailed,
+        VectorStoreInUse as VectorStoreInUse,
     )
     from memstate_langgraph.facts import (
         Cause as Cause,
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "adapters": ("Capabilities",),
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
     "care": ("Report",),
     "embeddings": ("LocalEmbeddings",),
@@ -70,7 +74,9 @@ _HOMES = {
         "StorageBusy",
         "StorageClosed",
         "StorageError",
+        "UnfitVectorStore",
         "ValidationFailed",
+        "VectorStoreInUse",
     ),
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),

@@ -7,9 +7,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
+from typing import Any, cast
 
-from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.errors import LeaseLost, ValidationFailed
 from memstate_langgraph.facts import Fact, Health, Query, Vector
 from memstate_langgraph.flows import Core, ask, intend
 from memstate_langgraph.ops import (
@@ -21,6 +22,7 @@ from memstate_langgraph.ops import (
     Plan,
     ReadLog,
     ReadVectors,
+    Retire,
     reads,
     writes,
 )
@@ -64,6 +66,20 @@ class Report:
         lines += [f"  {found.count} x {found.problem}, such as {found.example}" for found in self.findings]
         lines += [f"  note: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table, where a notebook shows the report."""
+        rows = [
+            ("live facts", self.facts),
+            ("log entries", self.entries),
+            ("live vectors", self.vectors),
+            ("vectors awaiting removal", self.leftovers),
+            *((f"{found.problem}, such as {found.example}", found.count) for found in self.findings),
+        ]
+        head = "all agree" if self.ok else "NOT in step"
+        body = "".join(f"<tr><td>{escape(what)}</td><td>{count:,}</td></tr>" for what, count in rows)
+        notes = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
+        return f"<table><caption>facts, log and vectors: {head}</caption>{body}</table><ul>{notes}</ul>"
 
 
 @dataclass
@@ -142,6 +158,7 @@ class Comparison:
     strays: set[str]
     missing: dict[str, Text]
     gone: list[Vector]
+    standing: set[str]
     live: int
     waiting: int
 
@@ -158,7 +175,8 @@ def compare(hook: VectorStoreSyncHook, found: Books, held: set[str] | None) -> C
     }
     gone = [row for fact_id, row in live.items() if fact_id in missing or fact_id not in wanted]
     strays = present - {row.id for row in rows}
-    return Comparison(strays, missing, gone, len(live), sum(row.state != "live" for row in rows))
+    standing = (live.keys() & wanted.keys()) - missing.keys()
+    return Comparison(strays, missing, gone, standing, len(live), sum(row.state != "live" for row in rows))
 
 
 def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Flow[Report]:
@@ -179,8 +197,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
         findings.add(f"fact without its vector in {hook.name!r} (repair embeds it)", sorted(comparison.missing))
         orphans = [row.id for row in comparison.gone if row.fact_id not in comparison.missing]
         findings.add(f"vector in {hook.name!r} of a fact that should have none", orphans)
-        if held[hook.name] is None:
-            warnings.append(f"{hook.name!r} cannot list its ids, so only the journal was checked")
+        warnings += [f"{hook.name!r} {sentence}" for sentence in hook.capabilities.shortcomings()]
     return Report(
         facts=len(found.facts),
         entries=found.entries,
@@ -211,7 +228,31 @@ def forget(ids: tuple[str, ...]) -> Plan[None]:
     yield from Expunge(ids)
 
 
-def repair(core: Core, storage: Any, progress: Progress | None) -> Flow[Report]:
+@writes
+def swap_vectors(index: str, fresh: tuple[tuple[str, Fact], ...], retire_at: float) -> Plan[int]:
+    """Make fresh vectors live and retire those they replace, for facts that are still what was embedded; how many.
+
+    A search under way may have found the old ones only, so they stay visible at the positions that are taken.
+    """
+    standing = yield from Load(tuple(fact.id for _, fact in fresh))
+    same = [
+        (vector_id, fact)
+        for vector_id, fact in fresh
+        if (now := standing[fact.id].fact) is not None and now.version == fact.version
+    ]
+    born = []
+    for vector_id, fact in same:
+        (entry,) = yield from ReadLog(fact_id=fact.id, limit=1)
+        born.append((vector_id, entry.seq))
+    after = 1 + (yield from LastSeq())
+    yield from Retire(tuple((fact.id, after) for _, fact in same), retire_at, index)
+    if (yield from Activate(tuple(born))) != len(born):
+        raise LeaseLost("a collection took longer to rebuild than its lease; what was rebuilt so far stays, try again")
+    return len(born)
+
+
+def repair(core: Core, storage: Any, progress: Progress | None, rebuild: bool | Iterable[str]) -> Flow[Report]:
+    afresh = _chosen(core, rebuild)
     if progress is not None and not callable(progress):
         raise ValidationFailed(f"progress: must be a callable, not {progress!r}")
     report = progress or _silent
@@ -225,6 +266,8 @@ def repair(core: Core, storage: Any, progress: Progress | None) -> Flow[Report]:
             yield from ask(hook, "delete", batch)
             report(f"removing strays from {hook.name}", start + len(batch), len(strays))
         yield from _embed_missing(hook, found, report)
+        if hook.name in afresh:
+            yield from _rebuild(hook, found, report)
     removed = yield from core.collect()
     report("removing old vectors", removed, removed)
     return (yield from _examine(core, storage, {}))
@@ -240,16 +283,47 @@ def _embed_missing(hook: VectorStoreSyncHook, found: Comparison, report: Progres
     todo = list(facts.values())
     for start in range(0, len(todo), REBUILD_AT_ONCE):
         batch = [fact for fact in todo[start : start + REBUILD_AT_ONCE] if hook.text_of(fact) is not None]
-        fresh = tuple((str(uuid.uuid4()), fact) for fact in batch)
-        due = time.time() + hook.lease
-        yield intend(tuple(Vector(vector_id, hook.name, fact.id, due=due) for vector_id, fact in fresh))
-        texts = [(vector_id, text) for vector_id, fact in fresh if (text := hook.text_of(fact)) is not None]
-        yield from ask(hook, "upsert", texts)
+        fresh = yield from _embed(hook, batch)
         lost = tuple(old[fact.id] for fact in batch if fact.id in old)
         if lost:
             yield from ask(hook, "delete", lost)
         yield replace_vectors(fresh, lost)
         report(f"embedding into {hook.name}", start + len(batch), len(todo))
+
+
+def _embed(hook: VectorStoreSyncHook, batch: list[Fact]) -> Flow[tuple[tuple[str, Fact], ...]]:
+    """Prepare vectors of facts under fresh ids, as a commit does."""
+    texts = [(str(uuid.uuid4()), fact, text) for fact in batch if (text := hook.text_of(fact)) is not None]
+    due = time.time() + hook.lease
+    yield intend(tuple(Vector(vector_id, hook.name, fact.id, due=due) for vector_id, fact, _ in texts))
+    yield from ask(hook, "upsert", [(vector_id, text) for vector_id, _, text in texts])
+    return tuple((vector_id, fact) for vector_id, fact, _ in texts)
+
+
+def _rebuild(hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
+    """Embed what had a vector again. What others commit meanwhile is embedded afresh anyway."""
+    standing = sorted(found.standing)
+    for start in range(0, len(standing), REBUILD_AT_ONCE):
+        ids = tuple(standing[start : start + REBUILD_AT_ONCE])
+        facts: dict[str, Fact] = yield present(ids)
+        batch = [fact for fact in facts.values() if hook.text_of(fact) is not None]
+        if batch:
+            fresh = yield from _embed(hook, batch)
+            yield swap_vectors(hook.name, fresh, time.time() + hook.grace)
+        report(f"rebuilding {hook.name}", start + len(ids), len(standing))
+
+
+def _chosen(core: Core, rebuild: bool | Iterable[str]) -> set[str]:
+    names = {hook.name for hook in core.vectors}
+    if isinstance(rebuild, bool):
+        return names if rebuild else set()
+    if isinstance(rebuild, str) or not isinstance(cast("object", rebuild), Iterable):
+        raise ValidationFailed(f"rebuild: must be True or a list of hook names, not {rebuild!r}")
+    chosen = list(rebuild)
+    for name in chosen:
+        if name not in names:
+            raise ValidationFailed(f"rebuild: there is no hook {name!r}, only {', '.join(sorted(names)) or 'none'}")
+    return set(chosen)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

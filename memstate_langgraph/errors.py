@@ -29,6 +29,14 @@ class HookError(MemoryStoreError):
     """A hook refused or failed, so the transaction was not committed; `__cause__` holds the reason."""
 
 
+class UnfitVectorStore(ValidationFailed):
+    """The vector store lacks what a hook needs to keep its promise; the message names what."""
+
+
+class VectorStoreInUse(HookError):
+    """Another process has the folder of this embedded vector store open; the message says what to do."""
+
+
 class LeaseLost(HookError):
     """The vectors were prepared for longer than their lease and were given up. Nothing was committed."""
 

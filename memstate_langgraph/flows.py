@@ -122,6 +122,7 @@ def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[D
 
 
 def decided(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
+    draft.at = yield from LastSeq()
     yield from draft.prefetch(changes)
     for change in changes:
         yield from draft.decide(change)
@@ -137,6 +138,7 @@ def intend(vectors: tuple[Vector, ...]) -> Plan[None]:
 def commit(
     changes: Sequence[Change],
     new_draft: Callable[[], Draft],
+    previewed: Draft | None,
     wanted: Callable[[Draft], Wanted],
     prepared: Mapping[tuple[str, str], Prepared],
     approved: list[Any] | None,
@@ -144,7 +146,10 @@ def commit(
     now: float,
 ) -> Plan[tuple[Draft, list[Entry] | None]]:
     """Commit if everything wanted is prepared and approved; otherwise None, and nothing was written."""
-    draft = yield from decided(changes, new_draft())
+    if previewed is not None and (yield from LastSeq()) == previewed.at:
+        draft = previewed  # whatever a decision rests on changes only with the log
+    else:
+        draft = yield from decided(changes, new_draft())
     texts = wanted(draft)
     unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())
     if unprepared or (approved is not None and approved != gist(draft)):
@@ -211,10 +216,18 @@ def gist(draft: Draft) -> list[Any]:
 # --- flows
 
 
-def ask(hook: VectorStoreSyncHook, method: str, *args: Any) -> Flow[Any]:
+def ask(hook: VectorStoreSyncHook, method: str, *args: Any, deadline: float | None = None) -> Flow[Any]:
+    """Call a vector store; what it raises, and a `deadline` (monotonic) that passes, is a `HookError`."""
+    left = None if deadline is None else deadline - time.monotonic()
     try:
-        return (yield Call(hook, method, args))
+        if left is not None and left <= 0:
+            raise TimeoutError
+        return (yield Call(hook, method, args, left))
     except Exception as error:
+        if isinstance(error, TimeoutError) and deadline is not None and time.monotonic() >= deadline:
+            raise HookError(
+                f"vector store {hook.name!r}: {method} took longer than its timeout of {hook.timeout} s"
+            ) from error
         raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
 
 
@@ -293,6 +306,7 @@ class Core:
         prepared: dict[tuple[str, str], Prepared] = {}
         approved: list[Any] | None = None
         new_draft = self.new_draft().copy  # one time and one tx for all attempts
+        draft: Draft | None = None
         if self.vectors or self.vetoes:
             draft = yield preview(changes, new_draft)
             approved = yield from self._prepare(draft, prepared)
@@ -300,7 +314,9 @@ class Core:
             now = time.time()
             grace = max((hook.grace for hook in self.vectors), default=0.0)
             try:
-                draft, entries = yield commit(changes, new_draft, self.wanted, prepared, approved, now + grace, now)
+                draft, entries = yield commit(
+                    changes, new_draft, draft, self.wanted, prepared, approved, now + grace, now
+                )
             except Exception:
                 yield from self._give_up(prepared)
                 raise
@@ -459,21 +475,24 @@ class Core:
     ) -> Flow[list[ScoredFact]]:
         if limit == 0:
             return []
+        deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
         for _ in range(3):
             began = time.monotonic()
             # The snapshot comes first: a vector that is replaced while we search is still ours to show.
             at: int = yield position()
             k = 1000 if limit is None else limit + 5
             while True:
-                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace)
+                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
                 facts: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
-                found = [
-                    ScoredFact(fact, score)
-                    for vector_id, score in hits
-                    if (fact := facts.get(vector_id)) is not None
-                    and (threshold is None or score >= threshold)
-                    and answers(fact, scope)
-                ]
+                by_fact: dict[str, ScoredFact] = {}  # while a collection is rebuilt, a fact may be hit twice
+                for vector_id, score in hits:
+                    if (
+                        (fact := facts.get(vector_id)) is not None
+                        and (threshold is None or score >= threshold)
+                        and answers(fact, scope)
+                    ):
+                        by_fact.setdefault(fact.id, ScoredFact(fact, score))
+                found = list(by_fact.values())
                 below = threshold is not None and bool(hits) and hits[-1][1] < threshold
                 if len(hits) < k or below or (limit is not None and len(found) >= limit):
                     break

@@ -392,12 +392,17 @@ class MemoryStore(_Store):
         """Compare facts, log and vector stores, changing nothing."""
         return self._do(care.verify(self._core, self.storage))
 
-    def repair(self, progress: Callable[[str, int, int], None] | None = None) -> care.Report:
+    def repair(
+        self, progress: Callable[[str, int, int], None] | None = None, *, rebuild: bool | Iterable[str] = False
+    ) -> care.Report:
         """Remove what vector stores hold beyond the live facts, embed again what they lack; what is left.
 
-        `progress(stage, done, total)` is called as it goes. Safe while others write.
+        `rebuild` embeds everything again, in all collections or in those of the hooks so named: after a change
+        of the embedding model, or for a store that lost vectors and cannot tell which. Searches compare vectors
+        of both models until the old ones are removed, after `grace`. `progress(stage, done, total)` is called
+        as it goes. Safe while others write; if it dies, begin it again.
         """
-        return self._do(care.repair(self._core, self.storage, progress))
+        return self._do(care.repair(self._core, self.storage, progress, rebuild))
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """Give space that nothing uses any more back to the file system; how many bytes.
@@ -603,9 +608,11 @@ class AsyncMemoryStore(_Store):
         """See `MemoryStore.verify`."""
         return await self._do(care.verify(self._core, self.storage))
 
-    async def repair(self, progress: Callable[[str, int, int], None] | None = None) -> care.Report:
+    async def repair(
+        self, progress: Callable[[str, int, int], None] | None = None, *, rebuild: bool | Iterable[str] = False
+    ) -> care.Report:
         """See `MemoryStore.repair`."""
-        return await self._do(care.repair(self._core, self.storage, progress))
+        return await self._do(care.repair(self._core, self.storage, progress, rebuild))
 
     async def vacuum(self, progress: Progress | None = None) -> int:
         """See `MemoryStore.vacuum`."""

@@ -161,10 +161,14 @@ class Activate(Op[int]):
 
 @dataclass(frozen=True, slots=True)
 class Retire(Op[None]):
-    """Retire the live vectors of these facts, `died` at these seqs, but those born there; `due` for deletion."""
+    """Retire the live vectors of these facts, `died` at these seqs, but those born there; `due` for deletion.
+
+    In all indexes, or in one.
+    """
 
     died: tuple[tuple[str, int], ...]
     due: float
+    index: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

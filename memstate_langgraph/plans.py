@@ -100,11 +100,15 @@ Change = Put | Patch | Drop | Promote | Discard | Rollback
 
 @dataclass
 class Draft:
-    """A transaction in the making: the changes decided so far, over what is stored."""
+    """A transaction in the making: the changes decided so far, over what is stored.
+
+    `at` is the position of the log that the decisions rest on.
+    """
 
     rules: Rules
     now: datetime
     tx: str
+    at: int = -1
     entries: list[Entry] = field(default_factory=list)
     results: list[list[str]] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)

@@ -165,7 +165,10 @@ def explain(typename: str, error: ValidationError) -> str:
 
 def canonical(value: Any) -> str:
     """JSON in which equal values have equal texts."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def plain_json(value: Any, where: str) -> Any:

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import threading
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from memstate_langgraph.errors import ValidationFailed
@@ -96,11 +102,15 @@ class AsyncStorage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call out of the store, never inside a transaction: `method` through the sync door, `amethod` async."""
+    """A call out of the store, never inside a transaction: `method` through the sync door, `amethod` async.
+
+    After `timeout` seconds it is given up and `TimeoutError` is raised; without one nothing interrupts it.
+    """
 
     target: Any
     method: str
     args: tuple[Any, ...]
+    timeout: float | None = None
 
 
 Step = Work[Any] | Call
@@ -112,7 +122,8 @@ def perform(flow: Flow[R], storage: Storage) -> R:
     def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return storage.run(step)
-        return getattr(step.target, step.method)(*step.args)
+        call = partial(getattr(step.target, step.method), *step.args)
+        return call() if step.timeout is None else within(step.timeout, call)
 
     return drive(flow, answer)
 
@@ -121,9 +132,47 @@ async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
     async def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return await storage.run(step)
-        return await getattr(step.target, "a" + step.method)(*step.args)
+        async with asyncio.timeout(step.timeout):
+            return await getattr(step.target, "a" + step.method)(*step.args)
 
     return await adrive(flow, answer)
+
+
+def within(seconds: float, call: Callable[[], R]) -> R:
+    """Call in another thread and give up on it after so many seconds; it ends by itself, or with the process."""
+    done: Future[R] = Future()
+
+    def job() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        thread = _Thread()
+    thread.jobs.put(partial(copy_context().run, job))
+    return done.result(seconds)
+
+
+class _Thread(threading.Thread):
+    """Runs one call after the other. Unlike an executor's it is a daemon: one that hangs does not keep the process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="memstate-call", daemon=True)
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.jobs.get()()
+            _idle.append(self)
+
+
+_idle: list[_Thread] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # a fork copies the list, not the threads
 
 
 async def acall(function: Callable[..., Any], *args: Any) -> Any:

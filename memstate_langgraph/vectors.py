@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from memstate_langgraph.adapters import Adapter, Capabilities, adapter_of
 from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
+from memstate_langgraph.folders import hold
 from memstate_langgraph.rules import canonical, check_text
 
 if TYPE_CHECKING:
@@ -46,8 +48,9 @@ class VectorStoreSyncHook:
     `target_types` all types are embedded.
 
     Seconds: `lease` is how long preparing one transaction's vectors may take before it is given up;
-    `grace` how long a replaced vector stays for searches that began before, and so the longest a search
-    may take; `late` how long after a failed write its vectors may still arrive and are removed again.
+    `grace` how long a replaced vector stays for searches that began before; one that takes longer begins
+    again; `timeout` how long a search may take in all, with None as long as it likes, in the caller's own
+    thread; `late` how long after a failed write its vectors may still arrive and are removed again.
     `name` tells collections apart in the store's books; give one if two hooks would share theirs.
     """
 
@@ -64,23 +67,38 @@ class VectorStoreSyncHook:
         name: str | None = None,
         lease: float = 120.0,
         grace: float = 60.0,
+        timeout: float | None = 30.0,
         late: float = 300.0,
     ) -> None:
         if (text_field is None) == (text_formatter is None):
             raise ValidationFailed("hook: give either text_field or text_formatter, which say what text to embed")
         for label, seconds in (("lease", lease), ("grace", grace), ("late", late)):
-            if not seconds >= 0 or not math.isfinite(seconds):
-                raise ValidationFailed(f"hook: {label} must be seconds, not {seconds!r}")
+            check_seconds(label, seconds)
+        if timeout is not None and not check_seconds("timeout", timeout):
+            raise ValidationFailed("hook: timeout must be more than 0 seconds, or None for a search without end")
         if isinstance(metadata_fields, str) or isinstance(target_types, str):
             raise ValidationFailed("hook: metadata_fields and target_types are lists of names, not one string")
         self.vector_store = vector_store
+        self.adapter = self._adapter()
+        folder = self.adapter.folder()
+        self._folder = None if folder is None else hold(folder)
         self.text_field = text_field
         self.metadata_fields = tuple(metadata_fields)
         self.target_types = None if target_types is None else frozenset(target_types)
         self.text_formatter = text_formatter
         self.name = name if name is not None else self._default_name()
         check_text(self.name, "hook name")
-        self.lease, self.grace, self.late = lease, grace, late
+        self.lease, self.grace, self.timeout, self.late = lease, grace, timeout, late
+        # LangChain warns of relevance scores outside 0..1, which some distances give; order is what counts.
+        # Once and for all: to do and undo it around each search is not safe among threads and tasks.
+        warnings.filterwarnings("ignore", message="Relevance scores must be between")
+
+    def _adapter(self) -> Adapter:
+        return adapter_of(self.vector_store)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.adapter.capabilities
 
     def _default_name(self) -> str:
         collection = getattr(self.vector_store, "_collection_name", None) or getattr(
@@ -123,61 +141,37 @@ class VectorStoreSyncHook:
         await self.vector_store.aadd_documents(documents(items), ids=[vector_id for vector_id, _ in items])
 
     def delete(self, ids: Sequence[str]) -> None:
-        if ids := self._deletable(ids):
+        if ids := self.adapter.deletable(ids):
             self.vector_store.delete(ids)
 
     async def adelete(self, ids: Sequence[str]) -> None:
-        if ids := self._deletable(ids):
+        if ids := self.adapter.deletable(ids):
             await self.vector_store.adelete(ids)
 
-    def _deletable(self, ids: Sequence[str]) -> list[str]:
-        """All but those that FAISS has not: it alone raises, where it should ignore ids it never got."""
-        held = getattr(self.vector_store, "index_to_docstore_id", None)
-        known = set(held.values()) if isinstance(held, dict) else set(ids)
-        return [vector_id for vector_id in ids if vector_id in known]
-
     def search(self, query: str, k: int, typename: str | None, namespace: Namespace | None) -> Hits:
-        options = self._where(typename, namespace)
-        with _quiet():
-            try:
-                found = self.vector_store.similarity_search_with_relevance_scores(query, k, **options)
-            except NotImplementedError:  # a store that has no scale of its own returns similarities
-                found = self.vector_store.similarity_search_with_score(query, k, **options)
+        options = self.adapter.where(typename, namespace)
+        try:
+            found = self.vector_store.similarity_search_with_relevance_scores(query, k, **options)
+        except NotImplementedError:  # a store that has no scale of its own returns similarities
+            found = self.vector_store.similarity_search_with_score(query, k, **options)
         return hits(found)
 
     async def asearch(self, query: str, k: int, typename: str | None, namespace: Namespace | None) -> Hits:
-        options = self._where(typename, namespace)
-        with _quiet():
-            try:
-                found = await self.vector_store.asimilarity_search_with_relevance_scores(query, k, **options)
-            except NotImplementedError:
-                found = await self.vector_store.asimilarity_search_with_score(query, k, **options)
+        options = self.adapter.where(typename, namespace)
+        try:
+            found = await self.vector_store.asimilarity_search_with_relevance_scores(query, k, **options)
+        except NotImplementedError:
+            found = await self.vector_store.asimilarity_search_with_score(query, k, **options)
         return hits(found)
 
     def ids(self) -> list[str] | None:
         """All ids that the vector store holds, or None if it cannot say."""
-        store: Any = self.vector_store
-        if hasattr(store, "_collection") and hasattr(store, "get"):  # Chroma
-            return list(store.get(include=[])["ids"])
-        if isinstance(getattr(store, "store", None), dict):  # LangChain's InMemoryVectorStore
-            return list(store.store)
-        if isinstance(getattr(store, "index_to_docstore_id", None), dict):  # FAISS
-            return list(store.index_to_docstore_id.values())
-        if hasattr(getattr(store, "client", None), "scroll") and hasattr(store, "collection_name"):  # Qdrant
-            return list(_scrolled(store.client, store.collection_name))
-        return None
+        return self.adapter.ids()
 
     async def aids(self) -> list[str] | None:
         import asyncio
 
         return await asyncio.to_thread(self.ids)
-
-    def _where(self, typename: str | None, namespace: Namespace | None) -> dict[str, Any]:
-        """Narrow the search in the vector store where its filter language is known; flows check again."""
-        if not hasattr(self.vector_store, "_collection"):
-            return {}
-        where = chroma_where(typename, namespace)
-        return {} if where is None else {"filter": where}
 
 
 class AsyncVectorStoreSyncHook(VectorStoreSyncHook):
@@ -186,24 +180,10 @@ class AsyncVectorStoreSyncHook(VectorStoreSyncHook):
     doors = frozenset({"async"})
 
 
-def _scrolled(client: Any, collection: str) -> Iterator[str]:
-    offset = None
-    while True:
-        points, offset = client.scroll(collection, limit=1000, offset=offset, with_payload=False, with_vectors=False)
-        yield from (str(point.id) for point in points)
-        if offset is None:
-            return
-
-
-def chroma_where(typename: str | None, namespace: Namespace | None) -> dict[str, Any] | None:
-    parts: list[dict[str, Any]] = []
-    if typename is not None:
-        parts.append({"type": typename})
-    if namespace is not None:
-        parts.append({"namespace": canonical(list(namespace))})
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return {"$and": parts}
+def check_seconds(label: str, seconds: object) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValidationFailed(f"hook: {label} must be seconds, not {seconds!r}")
+    return seconds
 
 
 def documents(items: Sequence[tuple[str, Text]]) -> list[Document]:
@@ -217,17 +197,10 @@ def documents(items: Sequence[tuple[str, Text]]) -> list[Document]:
 
 
 def hits(found: Sequence[tuple[Document, float]]) -> Hits:
-    """Hits by their ids; a score that is no number ranks last."""
-    result = [
-        (str(document.metadata.get(VECTOR_ID) or document.id), float(score) if math.isfinite(score) else -math.inf)
-        for document, score in found
-    ]
+    return ranked((str(document.metadata.get(VECTOR_ID) or document.id), score) for document, score in found)
+
+
+def ranked(scored: Iterable[tuple[str, float]]) -> Hits:
+    """Best first; a score that is no number ranks last."""
+    result = [(vector_id, float(score) if math.isfinite(score) else -math.inf) for vector_id, score in scored]
     return sorted(result, key=lambda hit: -hit[1])
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801 -- reads as a statement at its uses
-    """LangChain warns of relevance scores outside 0..1, which some distances give; order is what counts."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", message="Relevance scores must be between")

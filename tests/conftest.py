@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,3 +68,25 @@ def memory(open_store: Opener) -> MemoryStore:
 @pytest.fixture
 def vectors() -> Unreliable:
     return Unreliable()
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of Chroma's own server."""
+    import chromadb
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    folder = tmp_path_factory.mktemp("server")
+    command = [str(Path(sys.executable).parent / "chroma"), "run", "--port", str(port), "--path", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            chromadb.HttpClient(port=port).heartbeat()
+            break
+        except Exception:
+            time.sleep(0.1)
+    yield port
+    server.terminate()
+    server.wait(10)

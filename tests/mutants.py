@@ -51,6 +51,9 @@ CORE = (
 SQLITE = "tests/test_sqlite.py tests/test_costs.py tests/test_concurrency.py"
 VECTORS = "tests/test_vectors.py tests/test_concurrency.py tests/test_properties.py"
 INPUT = "tests/test_bad_input.py"
+SEARCH = "tests/test_search.py"
+REBUILD = "tests/test_rebuild.py"
+ADAPTERS = "tests/test_adapters.py"
 
 MUTANTS = [
     # the commit protocol
@@ -67,17 +70,30 @@ MUTANTS = [
     Mutant("a fact without text keeps its old vector", "backends/sql.py", "WHERE fact_id = ? AND state = 'live' AND born < ?", "WHERE fact_id = ? AND state = 'live' AND born < ? AND 0", VECTORS),
     Mutant("collection ignores the grace time", "backends/sql.py", "FROM vectors WHERE due <= ? AND state <> 'live'", "FROM vectors WHERE (due <= ? OR 1) AND state <> 'live'", VECTORS),
     Mutant("collection takes live vectors", "backends/sql.py", "due <= ? AND state <> 'live' AND state <> 'intended'", "(due <= ? OR due IS NULL) AND state <> 'intended'", FAULTS),
+    Mutant("a preview is trusted although the log moved on", "flows.py", "(yield from LastSeq()) == previewed.at:", "(yield from LastSeq()) >= 0:", VECTORS),
     # search
     Mutant("search without a snapshot", "flows.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
     Mutant("search shows retired vectors", "backends/sql.py", " AND v.born <= ? AND (v.died IS NULL OR v.died > ?)", " AND v.born <= ? AND ? > 0", VECTORS),
     Mutant("search does not widen", "flows.py", "                if len(hits) < k or below or", "                if True or below or", VECTORS),
-    Mutant("search trusts the store's filter", "flows.py", "                    and answers(fact, scope)\n", "", VECTORS),
-    Mutant("no score threshold", "flows.py", "                    and (threshold is None or score >= threshold)\n", "", VECTORS),
+    Mutant("search trusts the store's filter", "flows.py", "                        and answers(fact, scope)\n", "", VECTORS),
+    Mutant("no score threshold", "flows.py", "                        and (threshold is None or score >= threshold)\n", "", VECTORS),
     Mutant("a slow search answers from what is gone", "flows.py", "            if hook.grace <= 0 or time.monotonic() - began < hook.grace:", "            if True:", VECTORS),
     Mutant("intents never expire", "flows.py", "            lease = time.time() + hook.lease\n", "            lease = time.time() + 10**9\n", FAULTS),
     Mutant("a second collector forgets tombstones", "backends/sql.py", "(state = 'tombstone' AND due <= ?)", "(state = 'tombstone' AND ? > 0)", VECTORS),
     Mutant("verify finds nothing", "care.py", "        return not self.findings", "        return True", VECTORS),
     Mutant("repair embeds nothing", "care.py", "        yield from _embed_missing(hook, found, report)\n", "", VECTORS),
+    Mutant("a hanging search is waited for", "run.py", "        return call() if step.timeout is None else within(step.timeout, call)", "        return call()", SEARCH),
+    Mutant("an async search that hangs is waited for", "run.py", "asyncio.timeout(step.timeout)", "asyncio.timeout(None)", SEARCH),
+    Mutant("each widening has a deadline of its own", "flows.py", "scope.namespace, deadline=deadline)", "scope.namespace, deadline=time.monotonic() + (hook.timeout or 1e9))", SEARCH),
+    Mutant("threads that a fork did not copy are used", "run.py", "(after_in_child=_idle.clear)", "(after_in_child=_idle.copy)", SEARCH),
+    Mutant("two processes share a Chroma folder", "folders.py", "            lock.acquire()\n", "            pass\n", ADAPTERS),
+    Mutant("a forked child takes its parent's lock for its own", "folders.py", "lock is not None and lock.is_locked:", "lock is not None:", ADAPTERS),
+    Mutant("a store that cannot delete is accepted", "adapters.py", '    ("delete", "adelete"),\n', "", ADAPTERS),
+    Mutant("a rebuild takes the old vectors from searches under way", "care.py", "    after = 1 + (yield from LastSeq())", "    after = yield from LastSeq()", REBUILD),
+    Mutant("a rebuild shows what it embedded of facts that changed", "care.py", "is not None and now.version == fact.version\n    ]", "is not None\n    ]", REBUILD),
+    Mutant("a rebuild touches other collections", "care.py", "for _, fact in same), retire_at, index)", "for _, fact in same), retire_at)", REBUILD),
+    Mutant("a rebuild whose lease ended goes on", "care.py", "(yield from Activate(tuple(born))) != len(born)", "(yield from Activate(tuple(born))) < 0", REBUILD),
+    Mutant("a fact is shown twice", "flows.py", "by_fact.setdefault(fact.id, ", "by_fact.setdefault(vector_id, ", REBUILD),
     # singleton and constraints
     Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
     Mutant("a singleton is inserted again", "plans.py", "        if holder is not None:\n            return holder\n        if change.id_given", "        if change.id_given", CORE),

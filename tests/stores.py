@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import BaseModel
 
 from memstate_langgraph import (
@@ -188,7 +188,7 @@ class Unreliable(InMemoryVectorStore):
         return super().similarity_search_with_score(query, k, **options)
 
 
-def hook_over(vectors: InMemoryVectorStore, **options: Any) -> VectorStoreSyncHook:
+def hook_over(vectors: VectorStore, **options: Any) -> VectorStoreSyncHook:
     return VectorStoreSyncHook(vectors, text_field="content", **{"metadata_fields": ["topic"], **options})
 
 

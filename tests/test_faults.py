@@ -58,6 +58,7 @@ OPERATIONS: dict[str, Callable[[MemoryStore], object]] = {
     "promote": lambda m: m.promote("s"),
     "discard": lambda m: m.discard_session("s"),
     "collect": collect,
+    "rebuild": lambda m: m.repair(rebuild=True),
 }
 
 
@@ -163,7 +164,7 @@ def folders(seeded: Path, tmp_path: Path) -> Iterator[Callable[[], Path]]:
 @pytest.mark.parametrize(
     ("operation", "fault"),
     [
-        pytest.param(operation, fault, marks=() if fault == "kill" else pytest.mark.long)
+        pytest.param(operation, fault, marks=() if fault == "kill" and operation != "rebuild" else pytest.mark.long)
         for operation in OPERATIONS
         for fault in FAULTS
     ],

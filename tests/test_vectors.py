@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -338,29 +335,6 @@ def test_writers_do_not_wait_for_an_embedding(tmp_path: Path, plug: Plug) -> Non
 
 
 # --- vector stores
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
-    folder = tmp_path_factory.mktemp("server")
-    command = [str(Path(sys.executable).parent / "chroma"), "run", "--port", str(port), "--path", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        try:
-            chromadb.HttpClient(port=port).heartbeat()
-            break
-        except Exception:
-            time.sleep(0.1)
-    yield port
-    server.terminate()
-    server.wait(10)
 
 
 @pytest.mark.parametrize("kind", ["in process", "persistent", "server"])

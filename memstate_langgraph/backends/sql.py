@@ -54,7 +54,10 @@ def _fact(row: Row) -> Fact:
 
 
 def json_text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps would make one per call
 
 
 def namespace_text(namespace: tuple[str, ...]) -> str:
@@ -63,9 +66,9 @@ def namespace_text(namespace: tuple[str, ...]) -> str:
 
 def fact_text(fact: Fact) -> str:
     """A whole fact as the log keeps it."""
-    row = dict(zip(_FIELDS, _fact_row(fact), strict=True))
-    row["payload"] = fact.payload
-    return json_text({key: value for key, value in row.items() if value is not None})
+    *head, payload = _fact_row(fact)
+    told = {key: value for key, value in zip(_FIELDS, head, strict=False) if value is not None}
+    return f'{json_text(told)[:-1]},"payload":{payload}}}'  # the payload is JSON already
 
 
 def fact_from_text(text: str) -> Fact:
@@ -301,8 +304,12 @@ def activate(op: ops.Activate, d: Dialect) -> Statements[int]:
 
 def retire(op: ops.Retire, d: Dialect) -> Statements[None]:
     yield Batch(
-        "UPDATE vectors SET state = 'retired', died = ?, due = ? WHERE fact_id = ? AND state = 'live' AND born < ?",
-        [(seq, op.due, fact_id, seq) for fact_id, seq in op.died],
+        "UPDATE vectors SET state = 'retired', died = ?, due = ? WHERE fact_id = ? AND state = 'live' AND born < ?"
+        + ("" if op.index is None else " AND collection = ?"),
+        [
+            (seq, op.due, fact_id, seq) if op.index is None else (seq, op.due, fact_id, seq, op.index)
+            for fact_id, seq in op.died
+        ],
     )
 
 

@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memstate_langgraph.adapters import Adapter, Chroma as ChromaAdapter, chroma_folder, chroma_where
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
+from memstate_langgraph.folders import hold
 from memstate_langgraph.vectors import (
     VECTOR_ID,
     AsyncVectorStoreSyncHook,
     Hits,
     Text,
     VectorStoreSyncHook,
-    chroma_where,
+    ranked,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class ChromaSyncHook(VectorStoreSyncHook):
 
         if inspect.iscoroutinefunction(getattr(client, "get_or_create_collection", None)):
             raise ValidationFailed("ChromaSyncHook: this client is async; take AsyncChromaSyncHook")
+        folder = chroma_folder(client)
+        held = None if folder is None else hold(folder)  # before anything is written to it
         store = Chroma(
             client=client,
             collection_name=collection_name,
@@ -80,6 +84,7 @@ class ChromaSyncHook(VectorStoreSyncHook):
             collection_configuration=COSINE,
         )
         super().__init__(store, text_field, metadata_fields, target_types, text_formatter, **options)
+        del held  # the hook holds it from here on
 
 
 class AsyncChromaSyncHook(AsyncVectorStoreSyncHook):
@@ -104,6 +109,9 @@ class AsyncChromaSyncHook(AsyncVectorStoreSyncHook):
         # the collection itself is made at the first use, where it can be awaited
         store: Any = None
         super().__init__(store, text_field, metadata_fields, target_types, text_formatter, **options)
+
+    def _adapter(self) -> Adapter:
+        return ChromaAdapter(self)
 
     async def _chroma(self) -> Any:
         if self._collection is None:
@@ -139,10 +147,10 @@ class AsyncChromaSyncHook(AsyncVectorStoreSyncHook):
                 include=["distances"],
             )
         )
-        return [
+        return ranked(
             (vector_id, 1.0 - float(distance))
             for vector_id, distance in zip(found["ids"][0], found["distances"][0], strict=True)
-        ]
+        )
 
     async def aids(self) -> list[str] | None:
         return list((await _awaited((await self._chroma()).get(include=[])))["ids"])
