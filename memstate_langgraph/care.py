@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from typing import Any, cast
 
@@ -26,13 +27,11 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.run import Flow
+from memstate_langgraph.run import Flow, Progress, check_progress, tell
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 PAGE = 1000
 REBUILD_AT_ONCE = 500
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -253,9 +252,8 @@ def swap_vectors(index: str, fresh: tuple[tuple[str, Fact], ...], retire_at: flo
 
 def repair(core: Core, storage: Any, progress: Progress | None, rebuild: bool | Iterable[str]) -> Flow[Report]:
     afresh = _chosen(core, rebuild)
-    if progress is not None and not callable(progress):
-        raise ValidationFailed(f"progress: must be a callable, not {progress!r}")
-    report = progress or _silent
+    check_progress(progress)
+    report = partial(tell, progress)
     comparisons: dict[str, Comparison] = {}
     yield from _examine(core, storage, comparisons)
     for hook in core.vectors:
@@ -324,10 +322,6 @@ def _chosen(core: Core, rebuild: bool | Iterable[str]) -> set[str]:
         if name not in names:
             raise ValidationFailed(f"rebuild: there is no hook {name!r}, only {', '.join(sorted(names)) or 'none'}")
     return set(chosen)
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 @reads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -392,9 +392,7 @@ class MemoryStore(_Store):
         """Compare facts, log and vector stores, changing nothing."""
         return self._do(care.verify(self._core, self.storage))
 
-    def repair(
-        self, progress: Callable[[str, int, int], None] | None = None, *, rebuild: bool | Iterable[str] = False
-    ) -> care.Report:
+    def repair(self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False) -> care.Report:
         """Remove what vector stores hold beyond the live facts, embed again what they lack; what is left.
 
         `rebuild` embeds everything again, in all collections or in those of the hooks so named: after a change
@@ -608,9 +606,7 @@ class AsyncMemoryStore(_Store):
         """See `MemoryStore.verify`."""
         return await self._do(care.verify(self._core, self.storage))
 
-    async def repair(
-        self, progress: Callable[[str, int, int], None] | None = None, *, rebuild: bool | Iterable[str] = False
-    ) -> care.Report:
+    async def repair(self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False) -> care.Report:
         """See `MemoryStore.repair`."""
         return await self._do(care.repair(self._core, self.storage, progress, rebuild))
 
