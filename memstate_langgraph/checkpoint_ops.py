@@ -168,6 +168,14 @@ class FindWrites(Op[list[WriteRow]]):
 
 
 @dataclass(frozen=True, slots=True)
+class WroteTo(Op[list[str]]):
+    """The channels that a task has pending writes for."""
+
+    place: Place
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPieces(Op[list[bytes]]):
     """The `pieces` of all values and writes of all threads that use a pool."""
 

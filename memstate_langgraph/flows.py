@@ -18,7 +18,7 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -26,6 +26,7 @@ from typing import Any, cast
 
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Query, ScoredFact, Vector, utcnow
+from memstate_langgraph.graph import Task, running_task
 from memstate_langgraph.ops import (
     Abandon,
     Activate,
@@ -43,7 +44,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.plans import By, Change, Draft
+from memstate_langgraph.plans import By, Change, Discard, Draft, Promote, Rollback
 from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
     WRITE_TYPE,
@@ -56,6 +57,7 @@ from memstate_langgraph.rules import (
     matches,
 )
 from memstate_langgraph.run import Call, Flow, acall
+from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 logger = logging.getLogger("memstate_langgraph")
@@ -72,10 +74,18 @@ Wanted = dict[tuple[str, str], Text]
 """The text of each touched fact, by hook name and fact id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    vector_id: str
-    text: Text
+class Unprepared(Exception):
+    """Others changed what a stage rests on: its vectors or approvals are no longer those that are needed."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+
+class Rehearsed(Exception):
+    """Ends a transaction that was only to see what a change would do."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
 
 
 class Veto:
@@ -104,6 +114,7 @@ class Transaction:
     by: By
     now: datetime
     draft: Draft
+    immediate: bool = False
     changes: list[Change] = field(default_factory=list)
     open: bool = True
 
@@ -139,7 +150,7 @@ def commit(
     changes: Sequence[Change],
     new_draft: Callable[[], Draft],
     previewed: Draft | None,
-    wanted: Callable[[Draft], Wanted],
+    wanted: Callable[[Mapping[str, Entry]], Wanted],
     prepared: Mapping[tuple[str, str], Prepared],
     approved: list[Any] | None,
     retire_at: float,
@@ -150,11 +161,26 @@ def commit(
         draft = previewed  # whatever a decision rests on changes only with the log
     else:
         draft = yield from decided(changes, new_draft())
-    texts = wanted(draft)
-    unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())
-    if unprepared or (approved is not None and approved != gist(draft)):
+    texts = wanted(draft.final())
+    if lacking(texts, prepared) or (approved is not None and approved != gist(draft)):
         return draft, None
     entries = yield from draft.append()
+    yield from go_live(entries, texts, prepared, retire_at, now)
+    return draft, entries
+
+
+def lacking(texts: Wanted, prepared: Mapping[tuple[str, str], Prepared]) -> bool:
+    return any(key not in prepared or prepared[key].text != text for key, text in texts.items())
+
+
+def go_live(
+    entries: Sequence[Entry],
+    texts: Wanted,
+    prepared: Mapping[tuple[str, str], Prepared],
+    retire_at: float,
+    now: float,
+) -> Plan[None]:
+    """Make the vectors of what was appended visible in the place of those of before."""
     seqs = {entry.fact_id: entry.seq for entry in entries}
     born = tuple((prepared[key].vector_id, seqs[key[1]]) for key in texts)
     if born and (yield from Activate(born)) != len(born):
@@ -164,7 +190,23 @@ def commit(
     spare = tuple(made.vector_id for key, made in prepared.items() if key not in texts)
     if spare:
         yield from Abandon(spare, now)
-    return draft, entries
+
+
+@reads
+def preview_units(units: Sequence[Unit]) -> Plan[list[Draft]]:
+    """The units decided anew, each over those before it."""
+    drafts: list[Draft] = []
+    for unit in units:
+        drafts.append((yield from decided(unit.changes, unit.new_draft().over(drafts))))
+    return drafts
+
+
+@writes
+def rehearse(units: Sequence[Unit], changes: Sequence[Change], draft: Draft) -> Plan[None]:
+    """Raises `Rehearsed` with what the changes would do after the units; nothing is kept."""
+    for unit in units:
+        yield from (yield from decided(unit.changes, unit.new_draft())).append()
+    raise Rehearsed((yield from decided(changes, draft)))
 
 
 @notes
@@ -208,6 +250,10 @@ def read_log(question: ReadLog) -> Plan[list[Entry]]:
     return (yield from question)
 
 
+def contended() -> ConflictError:
+    return ConflictError(f"others changed the same facts {ATTEMPTS} times meanwhile; nothing was written, try again")
+
+
 def gist(draft: Draft) -> list[Any]:
     """What a veto hook was shown: equal gists need no second asking."""
     return [(entry.op, entry.fact_id, entry.version, entry.after) for entry in draft.entries]
@@ -231,6 +277,16 @@ def ask(hook: VectorStoreSyncHook, method: str, *args: Any, deadline: float | No
         raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
 
 
+def staged(stages: Sequence[Stage]) -> dict[str, Fact | None]:
+    """The facts that tasks changed as they will be, in the order of their last change. Copies."""
+    facts: dict[str, Fact | None] = {}
+    for stage in stages:
+        for fact_id, fact in stage.final().items():
+            facts.pop(fact_id, None)
+            facts[fact_id] = fact and fact.model_copy(deep=True)
+    return facts
+
+
 class Core:
     """Rules, hooks and flows of a store; both doors run what these methods return."""
 
@@ -238,6 +294,8 @@ class Core:
         self.rules = rules
         self.vectors: list[VectorStoreSyncHook] = []
         self.vetoes: list[Veto] = []
+        self.identity: Hashable = None
+        """Of the storage; known when the store is made."""
         self.ambient: ContextVar[Transaction | None] = ContextVar("memstate_transaction", default=None)
         self._collected = 0.0
 
@@ -261,24 +319,28 @@ class Core:
     def new_draft(self) -> Draft:
         return Draft(self.rules, utcnow(), uuid.uuid4().hex)
 
-    def change(self, change: Change) -> Flow[list[str]]:
-        """Make a change, in the transaction that surrounds the caller if there is one."""
-        transaction = self.ambient.get()
-        if transaction is None:
-            draft, _ = yield from self.write([change])
-            return draft.results[0]
-        return (yield from self.join(transaction, change))
+    def change(self, change: Change, immediate: bool = False) -> Flow[list[str]]:
+        """Make a change, in the transaction or the task that surrounds the caller if there is one."""
+        return (yield from self.change_many([change], immediate))[0]
 
-    def change_many(self, changes: Sequence[Change]) -> Flow[list[list[str]]]:
+    def change_many(self, changes: Sequence[Change], immediate: bool = False) -> Flow[list[list[str]]]:
         """Make several changes as one transaction, or in the one that surrounds the caller."""
         transaction = self.ambient.get()
         if transaction is None:
-            draft, _ = yield from self.write(changes)
-            return draft.results
+            return (yield from self._make(changes, immediate)).results
+        if immediate:
+            raise ValidationFailed("immediate: inside a transaction, which is committed as one; pass it to that")
         results: list[list[str]] = []
         for change in changes:
             results += [(yield from self.join(transaction, change))]
         return results
+
+    def _make(self, changes: Sequence[Change], immediate: bool) -> Flow[Draft]:
+        stage = None if immediate else (yield from self._stage())
+        if stage is not None:
+            return (yield from self._put_on_stage(stage, changes))
+        draft, _ = yield from self.write(changes)
+        return draft
 
     def join(self, transaction: Transaction, change: Change) -> Flow[list[str]]:
         if not transaction.open:
@@ -304,32 +366,40 @@ class Core:
 
     def write(self, changes: Sequence[Change]) -> Flow[tuple[Draft, list[Entry]]]:
         prepared: dict[tuple[str, str], Prepared] = {}
+        try:
+            draft, entries = yield from self._written(changes, prepared)
+        except Exception:
+            yield from self._give_up(prepared)
+            raise
+        yield from self._tidy()
+        return draft, entries
+
+    def _written(
+        self, changes: Sequence[Change], prepared: dict[tuple[str, str], Prepared]
+    ) -> Flow[tuple[Draft, list[Entry]]]:
         approved: list[Any] | None = None
         new_draft = self.new_draft().copy  # one time and one tx for all attempts
         draft: Draft | None = None
         if self.vectors or self.vetoes:
             draft = yield preview(changes, new_draft)
-            approved = yield from self._prepare(draft, prepared)
+            approved = yield from self._prepare([draft], prepared)
         for _ in range(ATTEMPTS):
             now = time.time()
-            grace = max((hook.grace for hook in self.vectors), default=0.0)
-            try:
-                draft, entries = yield commit(
-                    changes, new_draft, draft, self.wanted, prepared, approved, now + grace, now
-                )
-            except Exception:
-                yield from self._give_up(prepared)
-                raise
+            draft, entries = yield commit(
+                changes, new_draft, draft, self.wanted, prepared, approved, now + self.grace, now
+            )
             if entries is not None:
-                yield from self._tidy()
                 return draft, entries
-            approved = yield from self._prepare(draft, prepared)
-        yield from self._give_up(prepared)
-        raise ConflictError(f"others changed the same facts {ATTEMPTS} times meanwhile; nothing was written, try again")
+            approved = yield from self._prepare([draft], prepared)
+        raise contended()
 
-    def wanted(self, draft: Draft) -> Wanted:
+    @property
+    def grace(self) -> float:
+        return max((hook.grace for hook in self.vectors), default=0.0)
+
+    def wanted(self, final: Mapping[str, Entry]) -> Wanted:
         texts: Wanted = {}
-        for fact_id, entry in draft.final().items():
+        for fact_id, entry in final.items():
             if entry.after is not None:
                 for hook in self.vectors:
                     text = hook.text_of(entry.after)
@@ -337,15 +407,18 @@ class Core:
                         texts[hook.name, fact_id] = text
         return texts
 
-    def _prepare(self, draft: Draft, prepared: dict[tuple[str, str], Prepared]) -> Flow[list[Any] | None]:
-        """Ask the vetoes, and put the vectors that are still missing where they can be made live."""
+    def _prepare(self, drafts: Sequence[Draft], prepared: dict[tuple[str, str], Prepared]) -> Flow[list[Any] | None]:
+        """Ask the vetoes, and put the vectors that are still missing where they can be made live.
+
+        What the vetoes agreed to is that of the last draft.
+        """
         for veto in self.vetoes:
-            try:
-                yield Call(veto, "ask", (draft.entries,))
-            except Exception as error:
-                yield from self._give_up(prepared)
-                raise HookError(f"a hook refused the change: {error}") from error
-        texts = self.wanted(draft)
+            for draft in drafts:
+                try:
+                    yield Call(veto, "ask", (draft.entries,))
+                except Exception as error:
+                    raise HookError(f"a hook refused the change: {error}") from error
+        texts = self.wanted({fact_id: entry for draft in drafts for fact_id, entry in draft.final().items()})
         for hook in self.vectors:
             missing = {
                 key: text
@@ -354,21 +427,20 @@ class Core:
             }
             if not missing:
                 continue
-            stale = tuple(prepared.pop(key).vector_id for key in missing if key in prepared)
-            if stale:
-                yield abandon(stale, time.time())
             fresh = {key: Prepared(str(uuid.uuid4()), text) for key, text in missing.items()}
             lease = time.time() + hook.lease
             yield intend(tuple(Vector(made.vector_id, hook.name, key[1], due=lease) for key, made in fresh.items()))
-            prepared.update(fresh)
             try:
                 yield Call(hook, "upsert", ([(made.vector_id, made.text) for made in fresh.values()],))
             except Exception as error:
-                yield from self._give_up(prepared)
+                yield from self._give_up(fresh)
                 raise HookError(
                     f"vector store {hook.name!r} failed ({type(error).__name__}: {error}); nothing was committed"
                 ) from error
-        return gist(draft) if self.vetoes else None
+            stale = {key: prepared[key] for key in fresh if key in prepared}
+            prepared.update(fresh)
+            yield from self._give_up(stale)
+        return gist(drafts[-1]) if self.vetoes else None
 
     def _give_up(self, prepared: Mapping[tuple[str, str], Prepared]) -> Flow[None]:
         """Mark prepared vectors for removal; if even that fails, their lease runs out by itself."""
@@ -381,15 +453,101 @@ class Core:
 
     # --- transactions
 
-    def begin(self, by: By) -> Transaction:
+    def begin(self, by: By, immediate: bool = False) -> Transaction:
         if self.ambient.get() is not None:
             raise ValidationFailed("transaction: already inside one of this store; make the changes in that")
         draft = self.new_draft()
-        return Transaction(by, draft.now, draft)
+        if not immediate:
+            draft.over(unit.draft for stage in self.visible() for unit in stage.units)
+        return Transaction(by, draft.now, draft, immediate)
 
     def finish(self, transaction: Transaction) -> Flow[None]:
         if transaction.changes:
-            yield from self.write(transaction.changes)
+            yield from self._make(transaction.changes, transaction.immediate)
+
+    # --- what a running task wrote
+
+    def _task(self) -> Task | None:
+        """The task that the caller runs in, if its graph's checkpoints are in our storage."""
+        task = running_task()
+        return task if task is not None and getattr(task.checkpointer, "identity", None) == self.identity else None
+
+    def _stage(self) -> Flow[Stage | None]:
+        task = self._task()
+        if task is None:
+            return None
+        stage, replaced = STAGES.open(self.identity, task, self)
+        for old in replaced:  # of an earlier attempt, which failed
+            yield from self._give_up(old.prepared)
+        return stage
+
+    def visible(self) -> list[Stage]:
+        """What the running task may see of what is not committed yet: its own, and what it rests on."""
+        task = self._task()
+        if task is None:
+            return []
+        return [
+            stage
+            for stage in STAGES.of_thread(self.identity, task.thread_id)
+            if stage.owner is self and stage.precedes(task)
+        ]
+
+    def _put_on_stage(self, stage: Stage, changes: Sequence[Change]) -> Flow[Draft]:
+        new_draft = self.new_draft().copy
+        for _ in range(ATTEMPTS):
+            known = len(stage.units)
+            units = [unit for one in self.visible() for unit in one.units]
+            if units and any(isinstance(change, Rollback | Promote | Discard) for change in changes):
+                # what these do depends on all that is stored, so it is tried there
+                try:
+                    yield rehearse(units, changes, new_draft())
+                    raise AssertionError
+                except Rehearsed as rehearsed:
+                    draft = rehearsed.draft
+            else:
+                draft = yield preview(changes, lambda: new_draft().over(unit.draft for unit in units))  # noqa: B023 -- run before the next round
+            approved = yield from self._prepare([draft], stage.prepared)
+            if stage.add(Unit(changes, new_draft, draft, approved), known):
+                return draft
+        raise contended()
+
+    def land(self, stage: Stage) -> Plan[None]:
+        """Commit what a task wrote, in the transaction of the plan that asks; raises `Unprepared`."""
+        for unit in stage.units:  # its writes and the next checkpoint may both be on their way
+            if unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)):
+                return
+        entries: list[Entry] = []
+        for unit in stage.units:
+            draft = yield from decided(unit.changes, unit.new_draft())
+            if unit.approved is not None and unit.approved != gist(draft):
+                raise Unprepared(stage)
+            entries += yield from draft.append()
+        texts = self.wanted({entry.fact_id: entry for entry in entries})
+        if lacking(texts, stage.prepared):
+            raise Unprepared(stage)
+        now = time.time()
+        try:
+            yield from go_live(entries, texts, stage.prepared, now + self.grace, now)
+        except LeaseLost:  # it is slow, but lives
+            stage.prepared.clear()
+            raise Unprepared(stage) from None
+
+    def prepare_again(self, stage: Stage) -> Flow[None]:
+        drafts: list[Draft] = yield preview_units(stage.units)
+        approved = [gist(draft) if self.vetoes else None for draft in drafts]
+        yield from self._prepare(drafts, stage.prepared)
+        stage.units = [
+            replace(unit, draft=draft, approved=agreed)
+            for unit, draft, agreed in zip(stage.units, drafts, approved, strict=True)
+        ]
+
+    def landed(self, stage: Stage) -> Flow[None]:
+        STAGES.close(self.identity, stage)
+        yield from self._tidy()
+
+    def give_up(self, stage: Stage) -> Flow[None]:
+        STAGES.close(self.identity, stage)
+        yield from self._give_up(stage.prepared)
 
     # --- removing vectors
 
@@ -423,10 +581,23 @@ class Core:
 
     # --- reading
 
+    def overlay(self) -> dict[str, Fact | None]:
+        """The facts that the surrounding transaction or task changes, as its own reads see them.
+
+        Taken before storage is asked: what lands meanwhile is then seen twice, never not at all.
+        """
+        facts = staged(self.visible())
+        transaction = self.ambient.get()
+        if transaction is not None:
+            for fact_id, fact in transaction.overlay().items():
+                facts.pop(fact_id, None)
+                facts[fact_id] = fact
+        return facts
+
     def get(self, fact_id: str) -> Flow[Fact | None]:
         check_text(fact_id, "fact_id")
-        transaction = self.ambient.get()
-        if transaction is not None and fact_id in (overlay := transaction.overlay()):
+        overlay = self.overlay()
+        if fact_id in overlay:
             return overlay[fact_id]
         fact: Fact | None = yield load(fact_id)
         return fact
@@ -438,12 +609,8 @@ class Core:
 
             rendered: list[Fact] = yield as_facts(query)
             return rendered
-        transaction = self.ambient.get()
-        if transaction is None:
-            stored: list[Fact] = yield find(query)
-            return stored
-        overlay = transaction.overlay()
-        stored = yield find(replace(query, limit=None))
+        overlay = self.overlay()
+        stored: list[Fact] = yield find(replace(query, limit=None) if overlay else query)
         facts = [fact for fact in stored if fact.id not in overlay]
         facts += [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
         return facts[: query.limit]
@@ -478,12 +645,21 @@ class Core:
         deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
         for _ in range(3):
             began = time.monotonic()
+            stages = self.visible()
+            ours = staged(stages)
+            prepared = {
+                made.vector_id: fact
+                for stage in stages
+                for (name, fact_id), made in stage.prepared.items()
+                if name == hook.name and (fact := ours.get(fact_id)) is not None
+            }
             # The snapshot comes first: a vector that is replaced while we search is still ours to show.
             at: int = yield position()
             k = 1000 if limit is None else limit + 5
             while True:
                 hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
-                facts: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
+                stored: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
+                facts = {key: fact for key, fact in stored.items() if fact.id not in ours} | prepared
                 by_fact: dict[str, ScoredFact] = {}  # while a collection is rebuilt, a fact may be hit twice
                 for vector_id, score in hits:
                     if (

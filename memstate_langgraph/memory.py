@@ -185,6 +185,10 @@ class MemoryStore(_Store):
     Safe to use from several threads. Every change is one transaction, atomic with the vector stores of its
     hooks: it is committed whole, or an error is raised and nothing of it can be seen. `strict` refuses
     facts of types that are not registered.
+
+    In a LangGraph task whose graph has a `MemStateCheckpointer` over the same storage, a change is visible to
+    the task and what follows it in the run at once, and to everybody else with the task's result: exactly once,
+    and never if the task fails. `immediate=True` commits at once, as outside a graph.
     """
 
     _door = "sync"
@@ -194,6 +198,7 @@ class MemoryStore(_Store):
             raise ValidationFailed(f"MemoryStore: takes a sync storage such as SQLiteStorage, not {storage!r}")
         self.storage = storage
         super().__init__(hooks, strict)
+        self._core.identity = storage.identity
 
     def _do(self, flow: Flow[R]) -> R:
         if self._transaction is None:
@@ -214,6 +219,7 @@ class MemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """Store a fact and return its id, which for a singleton is that of the fact that holds the key.
 
@@ -223,7 +229,7 @@ class MemoryStore(_Store):
         """
         by = self._by(session_id, actor, reason, cause)
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
-        return self._do(self._core.change(change))[0]
+        return self._do(self._core.change(change, immediate))[0]
 
     def commit_many(
         self,
@@ -233,10 +239,11 @@ class MemoryStore(_Store):
         reason: str | None = None,
         idempotency_key: str | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """Store facts as one transaction, with one call of each vector store; their ids in order."""
         changes = self._put_many(facts, self._by(session_id, actor, reason, cause), idempotency_key)
-        return [fact_id for (fact_id,) in self._do(self._core.change_many(changes))]
+        return [fact_id for (fact_id,) in self._do(self._core.change_many(changes, immediate))]
 
     def commit_model(
         self,
@@ -250,12 +257,13 @@ class MemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         namespace: Namespace = (),
+        immediate: bool = False,
     ) -> str:
         """`commit` for an instance of a registered model."""
         fact, id_given = self._put_model(model, fact_id, source, namespace)
         by = self._by(session_id, actor, reason, None)
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
-        return self._do(self._core.change(change))[0]
+        return self._do(self._core.change(change, immediate))[0]
 
     def update(
         self,
@@ -267,6 +275,7 @@ class MemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """Merge fields into a fact's payload: `{"payload": {"age": 31}}`, or just `{"age": 31}`.
 
@@ -274,7 +283,9 @@ class MemoryStore(_Store):
         Raises `FactNotFound`, `ValidationFailed`, `ConflictError` or `HookError`, having changed nothing.
         """
         by = self._by(session_id, actor, reason, cause)
-        return self._do(self._core.change(self._patch(fact_id, patch, by, idempotency_key, expected_version)))[0]
+        return self._do(
+            self._core.change(self._patch(fact_id, patch, by, idempotency_key, expected_version), immediate)
+        )[0]
 
     def delete(
         self,
@@ -285,10 +296,11 @@ class MemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """Delete a fact; the log keeps what it was, so rollback brings it back."""
         by = self._by(session_id, actor, reason, cause)
-        return self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version)))[0]
+        return self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version), immediate))[0]
 
     def promote(
         self,
@@ -296,15 +308,18 @@ class MemoryStore(_Store):
         fact_ids: Sequence[str] | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """Make ephemeral facts of a session (all, or these) ordinary ones; their ids."""
         by = self._by(session_id, actor, reason, None)
-        return self._do(self._core.change(self._promote(session_id, fact_ids, by)))
+        return self._do(self._core.change(self._promote(session_id, fact_ids, by), immediate))
 
-    def discard_session(self, session_id: str, actor: str | None = None, reason: str | None = None) -> int:
+    def discard_session(
+        self, session_id: str, actor: str | None = None, reason: str | None = None, immediate: bool = False
+    ) -> int:
         """Delete a session's ephemeral facts as one transaction; how many there were."""
         by = self._by(session_id, actor, reason, None)
-        return len(self._do(self._core.change(self._discard(session_id, by))))
+        return len(self._do(self._core.change(self._discard(session_id, by), immediate)))
 
     def rollback(
         self,
@@ -316,6 +331,7 @@ class MemoryStore(_Store):
         types: Iterable[str] | None = None,
         idempotency_key: str | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """Undo the last transactions in force (of a session), all or none; the ids of the facts it touched.
 
@@ -325,18 +341,22 @@ class MemoryStore(_Store):
         """
         by = self._by(None, actor, reason, cause)
         change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
-        return self._do(self._core.change(change))
+        return self._do(self._core.change(change, immediate))
 
     @contextmanager
     def transaction(
-        self, session_id: str | None = None, actor: str | None = None, reason: str | None = None
+        self,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        immediate: bool = False,
     ) -> Iterator[MemoryStore]:
         """Several changes as one: `with memory.transaction() as tx: tx.commit(...); tx.delete(...)`.
 
         Committed when the block ends, not at all if it raises. Inside, `get` and `query` see its changes,
         through `tx` and through the store itself; `search` does not.
         """
-        transaction = self._core.begin(self._by(session_id, actor, reason, None))
+        transaction = self._core.begin(self._by(session_id, actor, reason, None), immediate)
         self._core.ambient.set(transaction)
         try:
             yield self._bound(transaction)
@@ -431,6 +451,7 @@ class AsyncMemoryStore(_Store):
             )
         self.storage = storage
         super().__init__(hooks, strict)
+        self._core.identity = storage.identity
 
     async def _do(self, flow: Flow[R]) -> R:
         if self._transaction is None:
@@ -451,11 +472,12 @@ class AsyncMemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """See `MemoryStore.commit`."""
         by = self._by(session_id, actor, reason, cause)
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
-        return (await self._do(self._core.change(change)))[0]
+        return (await self._do(self._core.change(change, immediate)))[0]
 
     async def commit_many(
         self,
@@ -465,10 +487,11 @@ class AsyncMemoryStore(_Store):
         reason: str | None = None,
         idempotency_key: str | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """See `MemoryStore.commit_many`."""
         changes = self._put_many(facts, self._by(session_id, actor, reason, cause), idempotency_key)
-        return [fact_id for (fact_id,) in await self._do(self._core.change_many(changes))]
+        return [fact_id for (fact_id,) in await self._do(self._core.change_many(changes, immediate))]
 
     async def commit_model(
         self,
@@ -482,12 +505,13 @@ class AsyncMemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         namespace: Namespace = (),
+        immediate: bool = False,
     ) -> str:
         """See `MemoryStore.commit_model`."""
         fact, id_given = self._put_model(model, fact_id, source, namespace)
         by = self._by(session_id, actor, reason, None)
         change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
-        return (await self._do(self._core.change(change)))[0]
+        return (await self._do(self._core.change(change, immediate)))[0]
 
     async def update(
         self,
@@ -499,11 +523,12 @@ class AsyncMemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """See `MemoryStore.update`."""
         by = self._by(session_id, actor, reason, cause)
         change = self._patch(fact_id, patch, by, idempotency_key, expected_version)
-        return (await self._do(self._core.change(change)))[0]
+        return (await self._do(self._core.change(change, immediate)))[0]
 
     async def delete(
         self,
@@ -514,10 +539,13 @@ class AsyncMemoryStore(_Store):
         idempotency_key: str | None = None,
         expected_version: int | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> str:
         """See `MemoryStore.delete`."""
         by = self._by(session_id, actor, reason, cause)
-        return (await self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version))))[0]
+        return (
+            await self._do(self._core.change(self._drop(fact_id, by, idempotency_key, expected_version), immediate))
+        )[0]
 
     async def promote(
         self,
@@ -525,15 +553,18 @@ class AsyncMemoryStore(_Store):
         fact_ids: Sequence[str] | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """See `MemoryStore.promote`."""
         by = self._by(session_id, actor, reason, None)
-        return await self._do(self._core.change(self._promote(session_id, fact_ids, by)))
+        return await self._do(self._core.change(self._promote(session_id, fact_ids, by), immediate))
 
-    async def discard_session(self, session_id: str, actor: str | None = None, reason: str | None = None) -> int:
+    async def discard_session(
+        self, session_id: str, actor: str | None = None, reason: str | None = None, immediate: bool = False
+    ) -> int:
         """See `MemoryStore.discard_session`."""
         by = self._by(session_id, actor, reason, None)
-        return len(await self._do(self._core.change(self._discard(session_id, by))))
+        return len(await self._do(self._core.change(self._discard(session_id, by), immediate)))
 
     async def rollback(
         self,
@@ -545,18 +576,23 @@ class AsyncMemoryStore(_Store):
         types: Iterable[str] | None = None,
         idempotency_key: str | None = None,
         cause: Cause | None = None,
+        immediate: bool = False,
     ) -> list[str]:
         """See `MemoryStore.rollback`."""
         by = self._by(None, actor, reason, cause)
         change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
-        return await self._do(self._core.change(change))
+        return await self._do(self._core.change(change, immediate))
 
     @asynccontextmanager
     async def transaction(
-        self, session_id: str | None = None, actor: str | None = None, reason: str | None = None
+        self,
+        session_id: str | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        immediate: bool = False,
     ) -> AsyncIterator[AsyncMemoryStore]:
         """See `MemoryStore.transaction`."""
-        transaction = self._core.begin(self._by(session_id, actor, reason, None))
+        transaction = self._core.begin(self._by(session_id, actor, reason, None), immediate)
         self._core.ambient.set(transaction)
         try:
             yield self._bound(transaction)

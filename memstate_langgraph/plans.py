@@ -147,6 +147,17 @@ class Draft:
             _sessions=set(self._sessions),
         )
 
+    def over(self, others: Iterable[Draft]) -> Draft:
+        """The draft itself, seeing what others decided and did not commit yet."""
+        for other in others:
+            for entry in other.entries:
+                self._standing[entry.fact_id] = other._standing[entry.fact_id]
+                for fact in (entry.before, entry.after):
+                    if fact is not None and (key := single(fact)) is not None:
+                        self._holders[key] = other._holders.get(key)
+            self._keys.update(other._keys)
+        return self
+
     # --- reading through what is decided already
 
     def _stand(self, ids: Iterable[str]) -> Plan[None]:

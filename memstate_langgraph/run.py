@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Hashable
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -73,6 +73,11 @@ def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
 class Storage(Protocol):
     """Runs plans, each in a transaction of its own: all of it or nothing, again from the top on contention."""
 
+    @property
+    def identity(self) -> Hashable:
+        """The same for all storages of this process that hold the same data."""
+        ...
+
     def run(self, work: Work[R]) -> R: ...
 
     def vacuum(self, progress: Progress | None = None) -> int:
@@ -88,6 +93,9 @@ class Storage(Protocol):
 
 class AsyncStorage(Protocol):
     """A `Storage` whose calls are awaited."""
+
+    @property
+    def identity(self) -> Hashable: ...
 
     async def run(self, work: Work[R]) -> R: ...
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -26,7 +26,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from memstate_langgraph import checkpoints
+from memstate_langgraph import checkpoints, landing
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
@@ -35,7 +35,7 @@ from memstate_langgraph.ops import Work
 from memstate_langgraph.packing import pack_typed, unpack_typed
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
-from memstate_langgraph.run import AsyncStorage, Progress, Storage, check_progress, tell
+from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, check_progress, perform, tell
 
 R = TypeVar("R")
 
@@ -86,18 +86,33 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             self._last_codec = Codec(self.serde)
         return self._last_codec
 
+    @property
+    def identity(self) -> Hashable:
+        """Of the storage: stores over the same one take part in the tasks of our graphs."""
+        return self._storage.identity
+
     # --- running plans through either door
 
-    def _run(self, work: Work[R]) -> R:
+    def _check_door(self) -> None:
         if isinstance(self.memory, AsyncMemoryStore) and _in_event_loop():
             raise MemoryStoreError(
                 "MemStateCheckpointer: a sync call inside a running event loop would block it; use ainvoke, "
                 "astream and aget_state, or build the checkpointer on a MemoryStore"
             )
+
+    def _run(self, work: Work[R]) -> R:
+        self._check_door()
         return self._storage.run(work)
 
     async def _arun(self, work: Work[R]) -> R:
         return await self._async_storage.run(work)
+
+    def _perform(self, flow: Flow[R]) -> R:
+        self._check_door()
+        return perform(flow, self._storage)
+
+    async def _aperform(self, flow: Flow[R]) -> R:
+        return await aperform(flow, self._async_storage)
 
     # --- writing
 
@@ -109,7 +124,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         made = self._put(config, checkpoint, metadata, new_versions)
-        return self._stored(made, self._run(made.work))
+        return self._stored(made, self._perform(made.flow))
 
     async def aput(
         self,
@@ -119,7 +134,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         made = self._put(config, checkpoint, metadata, new_versions)
-        return self._stored(made, await self._arun(made.work))
+        return self._stored(made, await self._aperform(made.flow))
 
     def _put(
         self,
@@ -148,7 +163,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             *pack_typed(*self.serde.dumps_typed(about)),
         )
         work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
-        return _Put(place, work)
+        event = landing.saved(place, parent_id, config.get("configurable") or {})
+        return _Put(place, self._landing(work, event))
+
+    def _landing(self, work: Work[R], event: landing.Event) -> Flow[R]:
+        stages = landing.concerned(self.identity, event)
+        if stages:
+            return (yield from landing.land_with(work.start, event, stages))
+        result: R = yield work
+        return result
 
     def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
@@ -161,7 +184,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        self._run(self._put_writes(config, writes, task_id, task_path))
+        self._perform(self._put_writes(config, writes, task_id, task_path))
 
     async def aput_writes(
         self,
@@ -170,11 +193,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        await self._arun(self._put_writes(config, writes, task_id, task_path))
+        await self._aperform(self._put_writes(config, writes, task_id, task_path))
 
     def _put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> Work[None]:
+    ) -> Flow[None]:
         thread_id, checkpoint_ns, checkpoint_id = _where(config)
         if checkpoint_id is None:
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
@@ -191,7 +214,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             else:
                 kind, data = pack_typed(kind, data)
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
-        return checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
+        work = checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
+        channels = [channel for channel, _ in writes]
+        if landing.is_result(channels):
+            yield from self._landing(work, landing.Result(place, task_id))
+        else:
+            yield work
+        if landing.failed(channels):
+            yield from landing.drop(self.identity, thread_id, task_id)
 
     # --- reading
 
@@ -450,7 +480,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 @dataclass(frozen=True, slots=True)
 class _Put:
     place: Place
-    work: Work[dict[ValueKey, Stored]]
+    flow: Flow[dict[ValueKey, Stored]]
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,6 +68,10 @@ class FaultyStorage:
     def __init__(self, inner: SQLiteStorage, points: Points) -> None:
         self.inner, self.points = inner, points
         self.engine = inner.engine
+
+    @property
+    def identity(self) -> Hashable:
+        return self.inner.identity
 
     def run(self, work: Work[R]) -> R:
         kind = "write" if work.write else "read"

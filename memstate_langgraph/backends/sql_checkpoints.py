@@ -167,6 +167,14 @@ def find_writes(op: ops.FindWrites, d: Dialect) -> Statements[list[ops.WriteRow]
     return [ops.WriteRow(ops.Place(*row[:3]), *row[3:]) for row in rows]
 
 
+def wrote_to(op: ops.WroteTo, d: Dialect) -> Statements[list[str]]:
+    rows = yield Sql(
+        "SELECT channel FROM writes WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? AND task_id = ?",
+        (*op.place, op.task_id),
+    )
+    return [channel for (channel,) in rows]
+
+
 def pool_pieces(op: ops.PoolPieces, d: Dialect) -> Statements[list[bytes]]:
     found: list[bytes] = []
     for table in ("channel_values", "writes"):
@@ -228,6 +236,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,
+    ops.WroteTo: wrote_to,
     ops.PoolPieces: pool_pieces,
     ops.PoolChunks: pool_chunks,
     ops.DropCheckpoints: drop_checkpoints,

@@ -7,11 +7,12 @@ turn. Read plans see one snapshot (write-ahead log) and never wait for writers.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib import resources
@@ -76,6 +77,10 @@ class SQLiteEngine:
         self.writer = self._open()
         if not self.in_memory:
             self._readers.append(self._open())
+
+    @property
+    def identity(self) -> Hashable:
+        return self if self.in_memory else os.path.realpath(self.path)
 
     # --- opening
 
@@ -299,6 +304,10 @@ class SQLiteStorage:
         storage.engine = engine
         return storage
 
+    @property
+    def identity(self) -> Hashable:
+        return self.engine.identity
+
     def run(self, work: Work[R]) -> R:
         return self.engine.patiently(lambda: self.engine.attempt(work))
 
@@ -333,6 +342,10 @@ class AsyncSQLiteStorage:
         self.engine = engine
         self._workers: dict[bool, _Worker] = {}
         self._opening = threading.Lock()
+
+    @property
+    def identity(self) -> Hashable:
+        return self.engine.identity
 
     async def run(self, work: Work[R]) -> R:
         if self.engine.in_memory:

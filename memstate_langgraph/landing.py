@@ -1,0 +1,167 @@
+"""When what a task wrote to memory becomes visible: with the task's result, in one transaction.
+
+A result is durable when LangGraph has stored the task's writes, or the next checkpoint, which contains them; but
+only if the checkpoints that the task ran on are stored as well, its own and those of the graphs around it. Under
+`async` durability these arrive in any order, so whichever is last lands what waited for it. Under `exit` only the
+last checkpoint is stored: it lands all that led to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+
+from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
+from memstate_langgraph.flows import ATTEMPTS, Unprepared, contended
+from memstate_langgraph.graph import run_of
+from memstate_langgraph.ops import Plan, Work
+from memstate_langgraph.run import Flow
+from memstate_langgraph.staging import STAGES, Proof, Stage
+
+R = TypeVar("R")
+FAILED = frozenset({"__error__", "__interrupt__"})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A task's result is being stored."""
+
+    place: Place
+    task_id: str
+
+    def concerns(self, stage: Stage) -> bool:
+        return any(level.task_id == self.task_id for level in stage.task.levels)
+
+    def lands(self, stage: Stage) -> Plan[bool]:
+        at = next(i for i, level in enumerate(stage.task.levels) if level.task_id == self.task_id)
+        # under `exit`, the checkpoints inside a subgraph are never stored
+        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):
+            return True
+        stage.proof = at, Proof(self.place, self.task_id)
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint is being stored, made of the results of the tasks that ran on its parent."""
+
+    place: Place
+    parent_id: str | None
+    run: object
+    exits: bool
+
+    def concerns(self, stage: Stage) -> bool:
+        if stage.proof is not None and self.place in stage.places():
+            return True
+        return stage.task.run is self.run and self._level(stage) is not None
+
+    def _level(self, stage: Stage) -> int | None:
+        """Which of the stage's graphs the checkpoint is of, if it contains the task's result."""
+        for i, level in enumerate(stage.task.levels):
+            if level.checkpoint_ns == self.place.checkpoint_ns and (
+                self.exits or level.checkpoint_id == self.parent_id
+            ):
+                return i
+        return None
+
+    def lands(self, stage: Stage) -> Plan[bool]:
+        if stage.proof is not None and (yield from self._waited(stage)):
+            return True
+        at = self._level(stage) if stage.task.run is self.run else None
+        if at is None:
+            return False
+        if self.exits:
+            return self._ends(stage, at)
+        if (yield from _stored(stage.places()[: at + 1])):
+            return True
+        stage.proof = at, Proof(self.place, None)
+        return False
+
+    def _waited(self, stage: Stage) -> Plan[bool]:
+        assert stage.proof is not None
+        at, proof = stage.proof
+        places = stage.places()[: 1 if stage.task.exits else at + 1]
+        return self.place in places and (yield from _stored(places)) and (yield from _holds(proof))
+
+    def _ends(self, stage: Stage, at: int) -> bool:
+        """The last checkpoint of a run: of an inner graph that failed, or of the outermost."""
+        rests_on = stage.task.levels[at].checkpoint_id
+        if stage.closed or (rests_on == self.place.checkpoint_id and stage.proof is None):
+            stage.closed = True  # its step was not completed: its own result may follow
+            return False
+        if at > 0:
+            stage.proof = at, Proof(self.place, None)
+            return False
+        return True
+
+
+Event = Result | Saved
+
+
+def _stored(places: Iterable[Place]) -> Plan[bool]:
+    for place in places:
+        if not (yield from FindCheckpoints(*place, limit=1)):
+            return False
+    return True
+
+
+def _holds(proof: Proof) -> Plan[bool]:
+    if proof.task_id is None:
+        return (yield from _stored([proof.place]))
+    channels = set((yield from WroteTo(proof.place, proof.task_id)))
+    return bool(channels - WRITES_IDX_MAP.keys())
+
+
+def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) -> Saved:
+    return Saved(place, parent_id, run_of(configurable), configurable.get("__pregel_durability") == "exit")
+
+
+def failed(channels: Iterable[str]) -> bool:
+    """Whether these are the writes of a task that will run again from its start."""
+    return not FAILED.isdisjoint(channels)
+
+
+def is_result(channels: Sequence[str]) -> bool:
+    return not failed(channels) and any(channel not in WRITES_IDX_MAP for channel in channels)
+
+
+def concerned(identity: Hashable, event: Event) -> list[Stage]:
+    return [stage for stage in STAGES.of_thread(identity, event.place.thread_id) if event.concerns(stage)]
+
+
+def land_with(start: Callable[[], Plan[R]], event: Event, stages: Sequence[Stage]) -> Flow[R]:
+    """Run a plan that stores checkpoints or writes, and land what they make durable, as one transaction."""
+    landed: list[Stage] = []
+
+    def plan() -> Plan[R]:
+        landed.clear()
+        result = yield from start()
+        for stage in stages:
+            if (yield from event.lands(stage)):
+                yield from stage.owner.land(stage)
+                landed.append(stage)
+        return result
+
+    for _ in range(ATTEMPTS):
+        try:
+            result: R = yield Work(plan, write=True)
+        except Unprepared as missing:
+            yield from missing.stage.owner.prepare_again(missing.stage)
+            continue
+        for stage in landed:
+            yield from stage.owner.landed(stage)
+        return result
+    raise contended()
+
+
+def drop(identity: Hashable, thread_id: str, task_id: str) -> Flow[None]:
+    """Give up what a task wrote that failed, or was interrupted: it will run again.
+
+    Not what was finished inside it: a subgraph goes on where it stopped.
+    """
+    for stage in STAGES.of_thread(identity, thread_id):
+        if stage.proof is None and any(level.task_id == task_id for level in stage.task.levels):
+            yield from stage.owner.give_up(stage)

@@ -1,0 +1,137 @@
+"""What running LangGraph tasks have written to memory and nobody else may see yet.
+
+A task's writes become visible in the SQL transaction that makes its result durable, so they live in the process
+that runs it: if that dies, they never were. Their vectors are prepared in the meantime, as intents with a lease.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from memstate_langgraph.checkpoint_ops import Place
+from memstate_langgraph.facts import Fact
+from memstate_langgraph.graph import Task
+from memstate_langgraph.plans import Change, Draft
+from memstate_langgraph.vectors import Text
+
+FORGOTTEN = 24 * 3600.0
+"""Seconds after which what an ended run left behind is forgotten; it is invisible from its end on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A vector that is in its vector store and not visible yet."""
+
+    vector_id: str
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Changes that will be one transaction of the log."""
+
+    changes: Sequence[Change]
+    new_draft: Callable[[], Draft]
+    draft: Draft
+    approved: list[Any] | None
+
+
+class Proof(NamedTuple):
+    """What must be stored for a task's result to be durable: a checkpoint, or, with a task, its writes to one."""
+
+    place: Place
+    task_id: str | None
+
+
+@dataclass(eq=False)
+class Stage:
+    """What one attempt at a task wrote through one store."""
+
+    task: Task
+    owner: Any
+    """The core of the store, which knows how to commit it."""
+    units: list[Unit] = field(default_factory=list)
+    prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict)
+    proof: tuple[int, Proof] | None = None
+    """The level at which the task's result is stored, though what it rests on is not yet, and how to see it."""
+    closed: bool = False
+    """The run ended at the checkpoint that the task ran on: only its own result can land it now."""
+    touched_at: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, unit: Unit, known: int) -> bool:
+        """Add what was decided over so many units; False if another thread of the task came first."""
+        with self._lock:
+            if len(self.units) != known:
+                return False
+            self.units.append(unit)
+            self.touched_at = time.monotonic()
+            return True
+
+    def precedes(self, task: Task) -> bool:
+        """Whether a task may see this: it is its own, or of an earlier step of its run."""
+        if self.task.run is not task.run or (self.task.levels == task.levels and self.task.attempt != task.attempt):
+            return False
+        for ours, theirs in zip(self.task.levels, task.levels, strict=False):
+            if ours.checkpoint_id != theirs.checkpoint_id:
+                return ours.checkpoint_id < theirs.checkpoint_id
+            if ours.task_id != theirs.task_id:
+                return False  # a neighbour in the same step
+        return True  # one called the other
+
+    def final(self) -> dict[str, Fact | None]:
+        """The facts that it changes as they will be, in the order of their last change."""
+        facts: dict[str, Fact | None] = {}
+        for unit in self.units:
+            for fact_id in unit.draft.touched():
+                facts.pop(fact_id, None)
+                facts[fact_id] = unit.draft.fact(fact_id)
+        return facts
+
+    def places(self) -> list[Place]:
+        return [Place(self.task.thread_id, level.checkpoint_ns, level.checkpoint_id) for level in self.task.levels]
+
+
+class Stages:
+    """All stages of this process, by storage and thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_thread: dict[tuple[Hashable, str], list[Stage]] = {}
+
+    def of_thread(self, storage: Hashable, thread_id: str) -> list[Stage]:
+        """In the order in which they were made."""
+        with self._lock:
+            return list(self._by_thread.get((storage, thread_id), ()))
+
+    def open(self, storage: Hashable, task: Task, owner: Any) -> tuple[Stage, list[Stage]]:
+        """The stage of a task, and those that a new attempt has replaced."""
+        with self._lock:
+            stages = self._by_thread.setdefault((storage, task.thread_id), [])
+            replaced = []
+            for stage in list(stages):
+                same = stage.owner is owner and stage.task.levels == task.levels
+                if same and stage.task.run is task.run and stage.task.attempt == task.attempt:
+                    return stage, []
+                if same or time.monotonic() - stage.touched_at > FORGOTTEN:
+                    stages.remove(stage)
+                    replaced.append(stage)
+            stages.append(Stage(task, owner))
+            return stages[-1], replaced
+
+    def close(self, storage: Hashable, stage: Stage) -> None:
+        """Forget a stage that landed or was given up."""
+        with self._lock:
+            key = (storage, stage.task.thread_id)
+            stages = self._by_thread.get(key, [])
+            if stage in stages:
+                stages.remove(stage)
+            if not stages:
+                self._by_thread.pop(key, None)
+
+
+STAGES = Stages()
