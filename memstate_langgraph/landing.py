@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
+from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.flows import ATTEMPTS, Unprepared, contended
 from memstate_langgraph.graph import run_of
 from memstate_langgraph.ops import Plan, Work
@@ -132,17 +133,22 @@ def concerned(identity: Hashable, event: Event) -> list[Stage]:
     return [stage for stage in STAGES.of_thread(identity, event.place.thread_id) if event.concerns(stage)]
 
 
-def land_with(start: Callable[[], Plan[R]], event: Event, stages: Sequence[Stage]) -> Flow[R]:
+def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
     """Run a plan that stores checkpoints or writes, and land what they make durable, as one transaction."""
     landed: list[Stage] = []
+    landing: list[Stage] = []
 
     def plan() -> Plan[R]:
         landed.clear()
+        landing.clear()
         result = yield from start()
-        for stage in stages:
+        # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
+        for stage in concerned(identity, event):
             if (yield from event.lands(stage)):
+                landing[:] = [stage]
                 yield from stage.owner.land(stage)
                 landed.append(stage)
+        landing.clear()
         return result
 
     for _ in range(ATTEMPTS):
@@ -151,6 +157,10 @@ def land_with(start: Callable[[], Plan[R]], event: Event, stages: Sequence[Stage
         except Unprepared as missing:
             yield from missing.stage.owner.prepare_again(missing.stage)
             continue
+        except MemoryStoreError:
+            for stage in landing:  # it cannot land: the run ends with this error, and the task may run again
+                yield from stage.owner.give_up(stage)
+            raise
         for stage in landed:
             yield from stage.owner.landed(stage)
         return result

@@ -167,11 +167,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return _Put(place, self._landing(work, event))
 
     def _landing(self, work: Work[R], event: landing.Event) -> Flow[R]:
-        stages = landing.concerned(self.identity, event)
-        if stages:
-            return (yield from landing.land_with(work.start, event, stages))
-        result: R = yield work
-        return result
+        return (yield from landing.land_with(work.start, event, self.identity))
 
     def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)

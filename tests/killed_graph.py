@@ -50,8 +50,11 @@ def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
         memory.commit(Fact(type="note", payload={"content": content}))
         return content
 
-    def node(who: str) -> Callable[[State], State]:
+    def node(who: str) -> Any:
         return lambda state: {"said": [say(who), say(who)]}
+
+    def tool(state: Any) -> State:
+        return {"said": [say(f"tool {state['number']}")]}
 
     def flaky(state: State) -> State:
         said = say("flaky")
@@ -73,7 +76,7 @@ def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
     inner_app = inner.compile()
     outer = StateGraph(State)
     outer.add_node("plan", node("plan"))
-    outer.add_node("tool", lambda state: {"said": [say(f"tool {state['number']}")]})
+    outer.add_node("tool", tool)
     outer.add_node("call", call)
     outer.add_node(
         "flaky", flaky, retry_policy=RetryPolicy(initial_interval=0.001, max_attempts=50, retry_on=ValueError)

@@ -206,6 +206,29 @@ def test_of_several_attempts_only_the_last_counts(memory: MemoryStore, durabilit
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
+def test_what_a_broken_off_run_left_is_never_seen_nor_stored(memory: MemoryStore, durability: Durability) -> None:
+    broken = True
+
+    def writes(state: State) -> State:
+        before = contents(memory)
+        content = say(memory, "run")
+        if broken:
+            raise KeyboardInterrupt
+        return {"seen": [before], "said": [content]}
+
+    app = line(memory, writes, lambda state: {"seen": [contents(memory)]})
+    with pytest.raises(KeyboardInterrupt):
+        app.invoke({}, CONFIG, durability=durability)
+    left = dict(STAGES._by_thread)
+    assert left, "a run that is broken off cannot say so"
+    broken = False
+    end = app.invoke({"said": []}, CONFIG, durability=durability)  # not resumed: a new input, new tasks
+    assert end["seen"] == [[], end["said"]]
+    assert contents(memory) == end["said"]
+    STAGES._by_thread.clear()
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
 def test_an_interrupted_task_writes_when_it_is_resumed(memory: MemoryStore, durability: Durability) -> None:
     def asks(state: State) -> State:
         memory.commit(Fact(type="note", payload={"content": "before asking"}))
@@ -368,7 +391,6 @@ def test_a_conflict_is_an_error_of_the_run_with_nothing_half_done(memory: Memory
     assert contents(memory) == ["theirs"]
     assert_in_step(memory)
     meddle = False
-    STAGES._by_thread.clear()  # what the failed landing left, until the next attempt takes its place
     assert app.invoke(None if app.get_state(CONFIG).next else {}, CONFIG, durability=durability)["said"][-1] == "done"
     assert contents(memory)[-1] == "mine"
 
