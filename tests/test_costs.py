@@ -8,21 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from memstate_langgraph import Constraint, Fact, MemoryStore, SQLiteStorage
-from tests.stores import Preference, Unreliable, collect, hook_over, note
-
-
-def preference(role: str) -> Fact:
-    return Fact(type="preference", payload={"content": f"on {role}", "role": role})
+from memstate_langgraph import MemoryStore, SQLiteStorage
+from tests.models import note, preference, register
+from tests.stores import Unreliable, collect, hook_over
 
 
 def filled(path: Path, size: int) -> MemoryStore:
     memory = MemoryStore(SQLiteStorage(path, synchronous="OFF"), [hook_over(Unreliable(), grace=3600.0)])
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    register(memory)
     for start in range(0, size, 500):
         batch = range(start, min(start + 500, size))
         memory.commit_many([note(f"number {i}", f"n{i}") for i in batch], session_id="s")
-        memory.commit_many([preference(f"r{i}") for i in batch], session_id="t")
+        memory.commit_many([preference(f"r{i}", "on a topic") for i in batch], session_id="t")
     for i in range(size // 4):
         memory.update("n0", {"content": f"again {i}"}, session_id="s")
     return memory
@@ -54,8 +51,8 @@ def steps(memory: MemoryStore, action: Callable[[], object]) -> int:
 ACTIONS: dict[str, Callable[[MemoryStore], object]] = {
     "commit": lambda m: m.commit(note("new")),
     "commit with a key": lambda m: m.commit(note("new"), idempotency_key="k"),
-    "new singleton": lambda m: m.commit(preference("new")),
-    "known singleton": lambda m: m.commit(preference("r1"), session_id="t"),
+    "new singleton": lambda m: m.commit(preference("new", "on a topic")),
+    "known singleton": lambda m: m.commit(preference("r1", "on a topic"), session_id="t"),
     "update": lambda m: m.update("n1", {"content": "changed"}),
     "update of what changed often": lambda m: m.update("n0", {"content": "changed"}),
     "delete": lambda m: m.delete("n2"),

@@ -18,7 +18,8 @@ import pytest
 from langchain_chroma import Chroma
 
 from memstate_langgraph import ConflictError, Constraint, Fact, FactNotFound, MemoryStore, SQLiteStorage
-from tests.stores import Preference, Words, found, hook_over, live, note, replayed
+from tests.models import Preference, note
+from tests.stores import Words, found, hook_over, live, replayed
 
 Report = dict[str, Any]
 
@@ -26,7 +27,7 @@ Report = dict[str, Any]
 def open_store(folder: Path) -> MemoryStore:
     vectors: Any = Chroma("notes", Words(), persist_directory=str(folder / "chroma"))
     memory = MemoryStore(SQLiteStorage(folder / "state.db"), [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
     return memory
 
 
@@ -55,7 +56,7 @@ def work(memory: MemoryStore, dice: random.Random, say: Callable[[Any], None]) -
                 tx.commit(some_note())
 
     def prefer() -> None:
-        payload = {"content": f"prefers {dice.random()}", "role": f"r{dice.randrange(3)}"}
+        payload = {"content": f"prefers {dice.random()}", "topic": f"r{dice.randrange(3)}"}
         memory.commit(Fact(type="preference", payload=payload), session_id="t")
 
     operations: list[Callable[[], object]] = [

@@ -23,7 +23,8 @@ from hypothesis.stateful import (
 )
 
 from memstate_langgraph import ConflictError, Constraint, Fact, FactNotFound, HookError, MemoryStore
-from tests.stores import PLACES, Place, Preference, Unreliable, assert_in_step, collect, hook_over
+from tests.models import Preference
+from tests.stores import Place, Unreliable, assert_in_step, collect, hook_over, places
 
 SESSIONS = st.sampled_from(["s", "t"])
 IDS = st.sampled_from([f"f{i}" for i in range(5)])
@@ -44,7 +45,7 @@ class Known:
 
 def known(fact: Fact) -> Known:
     payload = fact.payload
-    return Known(fact.type, payload["content"], fact.session_id or "", payload.get("role", ""), fact.ephemeral)
+    return Known(fact.type, payload["content"], fact.session_id or "", payload.get("topic", ""), fact.ephemeral)
 
 
 @dataclass(eq=False)
@@ -108,7 +109,7 @@ class Histories(RuleBasedStateMachine):
 
     def _open(self) -> MemoryStore:
         memory = self.place.open(self.folder, [hook_over(self.vectors, grace=0.0, late=0.0)])
-        memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+        memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
         self.open.append(memory)
         return memory
 
@@ -161,9 +162,9 @@ class Histories(RuleBasedStateMachine):
     @rule(role=ROLES, content=TEXTS, session=SESSIONS)
     def commit_singleton(self, role: str, content: str, session: str) -> None:
         holder = self.model.holder(role)
-        fact = Fact(type="preference", payload={"content": content, "role": role})
+        fact = Fact(type="preference", payload={"content": content, "topic": role})
         if self._attempt("commit", fact, session_id=session):
-            ids = {found.id for found in self.memory.query("preference", {"payload.role": role})}
+            ids = {found.id for found in self.memory.query("preference", {"payload.topic": role})}
             assert len(ids) == 1
             (fact_id,) = ids
             assert holder in (None, fact_id)
@@ -188,8 +189,8 @@ class Histories(RuleBasedStateMachine):
         was = self.model.facts[fact_id]
         if self.model.holder(role) not in (None, fact_id):
             with pytest.raises(ConflictError):
-                self.memory.update(fact_id, {"role": role}, session_id=session)
-        elif self._attempt("update", fact_id, {"role": role}, session_id=session):
+                self.memory.update(fact_id, {"topic": role}, session_id=session)
+        elif self._attempt("update", fact_id, {"topic": role}, session_id=session):
             self.model.change(session, {fact_id: replace(was, role=role)})
 
     @rule(fact_id=IDS, session=SESSIONS)
@@ -310,14 +311,14 @@ class Histories(RuleBasedStateMachine):
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
-@pytest.mark.parametrize("place", PLACES, ids=[place.name for place in PLACES])
+@places()
 def test_random_histories(place: Place) -> None:
     machine = type("HistoriesHere", (Histories,), {"place": place})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30, phases=QUICK))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("place", PLACES, ids=[place.name for place in PLACES])
+@places()
 def test_many_long_random_histories(place: Place) -> None:
     machine = type("HistoriesHere", (Histories,), {"place": place})
     run_state_machine_as_test(machine, settings=settings(max_examples=1000, stateful_step_count=60))

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from memstate_langgraph import (
-    Constraint,
     MemoryStore,
     SQLiteStorage,
     StorageBusy,
@@ -21,13 +20,12 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from tests.models import Note, Preference, note, preference
+from tests.models import note, preference, register
 
 
 def open_store(path: Path, **options: Any) -> MemoryStore:
     memory = MemoryStore(SQLiteStorage(path, **options))
-    memory.register_schema("note", Note)
-    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
+    register(memory)
     return memory
 
 

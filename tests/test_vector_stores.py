@@ -13,7 +13,8 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from memstate_langgraph import MemoryStore, SQLiteStorage
 from tests.conftest import Opener
-from tests.stores import Words, assert_in_step, found, hook_over, live, note
+from tests.models import note
+from tests.stores import Words, assert_in_step, found, hook_over, live
 
 
 def in_memory(_: Path) -> Any:
