@@ -128,11 +128,15 @@ class Outage(Exception):
     """What a vector store's client raises."""
 
 
+class Died(BaseException):
+    """The process ended here: nothing behind it runs."""
+
+
 class Unreliable(InMemoryVectorStore):
     """LangChain's vector store, as it is when it is `ok`, and failing in one of the ways that networks fail.
 
     `refused`: raises, having done nothing. `applied`: raises, having done it. `late`: raises, and does it
-    when `arrive()` is called. `down`: raises on everything.
+    when `arrive()` is called. `down`: raises on everything. `dies`: as if the process ended during an upsert.
     """
 
     def __init__(self) -> None:
@@ -147,6 +151,9 @@ class Unreliable(InMemoryVectorStore):
             super().add_documents(documents, ids)
         if self.mood == "late":
             self._pending.append((documents, ids))
+        if self.mood == "dies":
+            super().add_documents(documents[: len(documents) // 2], ids and ids[: len(documents) // 2])
+            raise Died
         if self.mood != "ok":
             raise Outage(self.mood)
 
