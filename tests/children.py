@@ -9,11 +9,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
 Say = Callable[[Any], None]
+
+PATIENCE = 120
+"""Seconds after which a child is taken to hang, and ends by a signal."""
 
 
 def warm() -> None:
@@ -29,6 +33,7 @@ def fork(job: Callable[[Say], None]) -> tuple[int, IO[bytes]]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(PATIENCE)
         os.close(reader)
 
         def say(what: Any) -> None:

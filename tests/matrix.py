@@ -8,6 +8,7 @@ must look like is what LangGraph's `InMemorySaver` makes of the same calls.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -307,7 +308,7 @@ class Matrix:
     def trial(self, case: Case) -> list[str]:
         """What is wrong after the fault; nothing, if the promises hold."""
         expected = self.expected(case.operation, case.door)
-        folder = self._copy(case.operation, f"{case.operation}-{case.door}-{case.fault}-{case.at}")
+        folder = self._copy(case.operation, f"{case.operation}-{case.door}-{case.fault}-{case.at}-{os.getpid()}")
         killed, result = in_child(lambda: run(folder, case.operation, case.door, case.at, case.fault))
         problems = self._judge(case, expected, killed, result)
         _, report = in_child(lambda: examine(folder, case.operation))
