@@ -142,6 +142,14 @@ def test_payloads_of_very_many_shapes(shared: MemoryStore, payload: dict[str, An
     payloads_are_stored_or_refused(shared, payload, typename)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("typename", ["free", "loose"])
+def test_numbers_that_json_lacks(shared: MemoryStore, typename: str, number: float) -> None:
+    for payload in ({"content": number}, {"content": [{"deep": (1, number)}]}):
+        with pytest.raises(ValidationFailed, match=r"content.*JSON number"):
+            shared.commit(Fact(type=typename, payload=payload))
+
+
 @pytest.mark.parametrize("typename", ["free", "preference", "loose"])
 def test_payloads_too_deep_for_anyone(shared: MemoryStore, typename: str) -> None:
     payload = {"content": nested(5000), "topic": "r", "key": nested(900)}

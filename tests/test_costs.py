@@ -16,6 +16,7 @@ from tests.stores import Unreliable, collect, hook_over
 def filled(path: Path, size: int) -> MemoryStore:
     memory = MemoryStore(SQLiteStorage(path, synchronous="OFF"), [hook_over(Unreliable(), grace=3600.0)])
     register(memory)
+    memory.commit(note("the first", "first"), session_id="long ago")
     for start in range(0, size, 500):
         batch = range(start, min(start + 500, size))
         memory.commit_many([note(f"number {i}", f"n{i}") for i in batch], session_id="s")
@@ -61,6 +62,7 @@ ACTIONS: dict[str, Callable[[MemoryStore], object]] = {
     "discard": lambda m: m.discard_session("s"),
     "rollback": lambda m: m.rollback(1),
     "rollback of a session": lambda m: m.rollback(1, session_id="s"),
+    "rollback of a session silent since": lambda m: m.rollback(1, session_id="long ago"),
     "transaction": lambda m: m.commit_many([note("one"), note("two")]),
     "get": lambda m: m.get("n3"),
     "log": lambda m: m.log(limit=5),
