@@ -533,7 +533,10 @@ def _given(value: object, where: str) -> str | None:
 
 
 def _name(value: object, where: str) -> str:
-    text = str(value)
+    try:
+        text = str(value)
+    except (RecursionError, ValueError) as error:
+        raise ValidationFailed(f"{where}: must be a string ({error})") from error
     check_characters(text, where)
     return text
 

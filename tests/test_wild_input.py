@@ -14,7 +14,7 @@ from tests.stores import Unreliable, assert_in_step, hook_over
 from tests.test_bad_input import Loose, jsonable, plain
 from tests.wild import Wild
 
-INPUTS = {"commit": 4000, "update": 1500, "query": 3000, "search": 1000, "put": 1000, "list": 1500}
+INPUTS = {"commit": 3000, "update": 1000, "query": 3500, "search": 2000, "put": 1000, "list": 1500}
 
 
 def store() -> MemoryStore:
