@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant("filter keys are not checked", "rules.py", '        if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):', "        if False:", INPUT),
     # storage
     Mutant("no index on what is due", "backends/schema/sqlite.sql", "CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;", "", COSTS),
-    Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", SQLITE),
+    Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", COSTS),
     Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value)", "(SELECT count(*) FROM log m WHERE m.fact_id = wanted.value)", COSTS),
     Mutant("contention is an error", "backends/sqlite.py", "                raise _Contention(str(error)) from error", '                raise StorageError(f"{self.path}: {error}") from error', SQLITE),
     Mutant("a cancelled call goes on", "backends/sqlite.py", "                await asyncio.wait([done])\n                done.exception()\n", "                pass\n", CONCURRENCY),
