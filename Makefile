@@ -12,9 +12,8 @@ demo: $(READY)  ## the main job, in under a minute
 test: $(READY) lint types layers  ## what CI runs
 	$(BIN)/python -m pytest -n auto
 
-torture: $(READY)  ## every fault at every point, then the mutants; for many minutes
-	$(BIN)/python -m pytest -m long -n auto
-	$(BIN)/python -m tests.mutants
+torture: $(READY)  ## kills, faults, histories, mutants: up to half an hour, one table
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 bench: $(READY)  ## side by side with the peers
 	$(BIN)/python -m benchmarks

@@ -10,7 +10,8 @@ import pytest
 
 from memstate_langgraph import LeaseLost, MemoryStore, SQLiteStorage, ValidationFailed
 from tests.conftest import Opener
-from tests.stores import Unreliable, Words, assert_in_step, collect, found, hook_over, note
+from tests.models import note
+from tests.stores import Unreliable, Words, assert_in_step, collect, found, hook_over
 
 
 class Turned(Words):
