@@ -22,7 +22,7 @@ import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.statements import Batch, Sql, Statement
+from memstate_langgraph.backends.statements import Sql, Statement
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import drive
@@ -158,10 +158,8 @@ class SQLiteEngine:
         def execute(statement: Statement) -> Any:
             if isinstance(statement, Sql):
                 return connection.execute(statement.text, statement.parameters).fetchall()
-            if isinstance(statement, Batch):
-                connection.executemany(statement.text, statement.rows)
-                return None
-            return connection.execute(statement.text, statement.parameters)
+            connection.executemany(statement.text, statement.rows)
+            return None
 
         def answer(op: ops.Op[Any]) -> Any:
             return drive(ANSWERS[type(op)](op, _DIALECT), execute)
