@@ -47,11 +47,11 @@ def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
 
 
 def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
-    yield Sql(_upsert("threads", "thread_id, pool", "thread_id"), (op.thread_id, op.pool))
+    yield Batch(_upsert("threads", "thread_id, pool", "thread_id"), [(op.thread_id, op.pool)])
 
 
 def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
-    yield Sql(_SAVE_CHECKPOINT, (*op.row.place, *op.row[1:]))
+    yield Batch(_SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
 
 
 def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
@@ -174,15 +174,15 @@ def drop_chunks(op: ops.DropChunks, d: Dialect) -> Statements[None]:
 
 def drop_thread(op: ops.DropThread, d: Dialect) -> Statements[None]:
     for table in ("checkpoints", "writes", "channel_values", "threads"):
-        yield Sql(f"DELETE FROM {table} WHERE thread_id = ?", (op.thread_id,))
+        yield Batch(f"DELETE FROM {table} WHERE thread_id = ?", [(op.thread_id,)])
 
 
 def copy_thread(op: ops.CopyThread, d: Dialect) -> Statements[None]:
     for table, columns in (("checkpoints", _CHECKPOINT), ("writes", _WRITE), ("channel_values", _VALUE)):
         rest = columns.partition(", ")[2]
-        yield Sql(
+        yield Batch(
             f"INSERT INTO {table} (thread_id, {rest}) SELECT ?, {rest} FROM {table} WHERE thread_id = ?",
-            (op.target, op.source),
+            [(op.target, op.source)],
         )
 
 
