@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memstate_langgraph.backends.postgres import (
+        AsyncPostgresStorage as AsyncPostgresStorage,
+        PostgresStorage as PostgresStorage,
+    )
     from memstate_langgraph.backends.sqlite import (
         AsyncInMemoryStorage as AsyncInMemoryStorage,
         AsyncSQLiteStorage as AsyncSQLiteStorage,
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
         HookError as HookError,
         LeaseLost as LeaseLost,
         MemoryStoreError as MemoryStoreError,
+        OutcomeUnknown as OutcomeUnknown,
         ScopeError as ScopeError,
         StorageBusy as StorageBusy,
         StorageClosed as StorageClosed,
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "backends.postgres": ("AsyncPostgresStorage", "PostgresStorage"),
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
     "care": ("Report",),
     "embeddings": ("LocalEmbeddings",),
@@ -66,6 +72,7 @@ _HOMES = {
         "HookError",
         "LeaseLost",
         "MemoryStoreError",
+        "OutcomeUnknown",
         "ScopeError",
         "StorageBusy",
         "StorageClosed",

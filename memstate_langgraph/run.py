@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+import random
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from memstate_langgraph.ops import Work
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
@@ -47,6 +49,30 @@ async def adrive(plan: Generator[Q, Any, R], answer: Callable[[Q], Awaitable[Any
     except StopIteration as done:
         value: R = done.value
         return value
+
+
+def relay(plan: Generator[Q, Any, R], answer: Callable[[Q], Generator[S, Any, Any]]) -> Generator[S, Any, R]:
+    """Answer what a generator asks by asking further out: for rules about I/O that are the same through both doors."""
+    try:
+        question = next(plan)
+        while True:
+            try:
+                result = yield from answer(question)
+            except BaseException as error:
+                question = plan.throw(error)
+            else:
+                question = plan.send(result)
+    except StopIteration as done:
+        value: R = done.value
+        return value
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait between attempts: short at first, longer later, never in step with the other one."""
+    longest = 0.001
+    while True:
+        yield random.uniform(0.0005, longest)
+        longest = min(longest * 2, 0.1)
 
 
 class Storage(Protocol):

@@ -14,12 +14,15 @@ import pytest
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     Constraint,
     InMemoryStorage,
     MemoryStore,
+    PostgresStorage,
     SQLiteStorage,
 )
+from tests.servers import postgres_url, schema_of
 from tests.models import Note, Preference, Rule
 
 
@@ -89,6 +92,10 @@ STORES: dict[str, Maker] = {
     "sqlite": lambda path, hooks: MemoryStore(SQLiteStorage(path / "state.db"), hooks),
     "async memory": lambda path, hooks: _blocking(AsyncMemoryStore(AsyncInMemoryStorage(), hooks)),
     "async sqlite": lambda path, hooks: _blocking(AsyncMemoryStore(AsyncSQLiteStorage(path / "state.db"), hooks)),
+    "postgres": lambda path, hooks: MemoryStore(PostgresStorage(postgres_url(), schema=schema_of(path)), hooks),
+    "async postgres": lambda path, hooks: _blocking(
+        AsyncMemoryStore(AsyncPostgresStorage(postgres_url(), schema=schema_of(path)), hooks)
+    ),
 }
 
 

@@ -23,14 +23,17 @@ from pydantic import BaseModel
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     Fact,
     InMemoryStorage,
     MemoryStore,
+    PostgresStorage,
     SQLiteStorage,
     VectorStoreSyncHook,
 )
 from memstate_langgraph.run import perform
+from tests.servers import postgres_url, schema_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ PLACES = [
     Place("memory, async", lambda _: AsyncInMemoryStorage()),
     Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True),
     Place("sqlite, async", lambda folder: AsyncSQLiteStorage(folder / "state.db"), durable=True),
+    Place("postgres", lambda folder: PostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True),
+    Place(
+        "postgres, async", lambda folder: AsyncPostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True
+    ),
 ]
 
 

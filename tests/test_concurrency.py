@@ -77,15 +77,19 @@ def at_once(count: int, job: Callable[[int], object]) -> list[BaseException]:
     return raised
 
 
-STORAGES = ["memory", "sqlite"]
+STORAGES = ["memory", "sqlite", "postgres"]
+
+
+def storage(kind: str, folder: Path) -> Any:
+    return next(place for place in PLACES if place.name == kind).storage(folder)
 
 
 def sync_storage(kind: str, folder: Path) -> Any:
-    return InMemoryStorage() if kind == "memory" else SQLiteStorage(folder / "state.db")
+    return storage(kind, folder)
 
 
 def async_storage(kind: str, folder: Path) -> Any:
-    return AsyncInMemoryStorage() if kind == "memory" else AsyncSQLiteStorage(folder / "state.db")
+    return storage(f"{kind}, async", folder)
 
 
 def change_at_random(memory: MemoryStore, i: int) -> None:

@@ -32,16 +32,19 @@ from pydantic import BaseModel
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     DamagedCheckpoint,
     InMemoryStorage,
     MemoryStore,
     MemoryStoreError,
     MemStateCheckpointer,
+    PostgresStorage,
     SQLiteStorage,
     ValidationFailed,
 )
 from tests.models import note
+from tests.servers import postgres_url, schema_of
 
 Saver = BaseCheckpointSaver[Any]
 STORES: dict[str, Callable[[Path], Any]] = {
@@ -49,6 +52,8 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "sqlite": lambda path: MemoryStore(SQLiteStorage(path)),
     "async memory": lambda path: AsyncMemoryStore(AsyncInMemoryStorage()),
     "async sqlite": lambda path: AsyncMemoryStore(AsyncSQLiteStorage(path)),
+    "postgres": lambda path: MemoryStore(PostgresStorage(postgres_url(), schema=schema_of(path))),
+    "async postgres": lambda path: AsyncMemoryStore(AsyncPostgresStorage(postgres_url(), schema=schema_of(path))),
 }
 
 
