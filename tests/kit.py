@@ -22,8 +22,8 @@ from memstate_langgraph import (
     PostgresStorage,
     SQLiteStorage,
 )
-from tests.servers import postgres_url, schema_of
 from tests.models import Note, Preference, Rule
+from tests.servers import postgres_url, schema_of
 
 
 class Blocking:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from memstate_langgraph import (
-    AsyncInMemoryStorage,
     AsyncMemoryStore,
     AsyncSQLiteStorage,
     ConflictError,
@@ -24,7 +23,6 @@ from memstate_langgraph import (
     Fact,
     FactNotFound,
     HookError,
-    InMemoryStorage,
     LeaseLost,
     MemoryStore,
     SQLiteStorage,
@@ -33,6 +31,7 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.vectors import Hits
 from tests.stores import (
+    PLACES,
     Note,
     Preference,
     Unreliable,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import psycopg
@@ -53,45 +53,37 @@ class _Server:
             raise ValidationFailed(f"pool_size: must be at least 1, not {pool_size!r}")
         self.engine = PostgresEngine(named(conninfo), schema, prefix, busy_timeout)
         self.conninfo = conninfo
+        self.autocommit = self.given is None or bool(kwargs.get("autocommit"))
         self.kwargs = {"connect_timeout": CONNECT_TIMEOUT, **kwargs, "autocommit": True}
         if "connect_timeout" in psycopg.conninfo.conninfo_to_dict(conninfo):
             del self.kwargs["connect_timeout"]
-        self.lock = threading.Lock()
-        self.pool: ConnectionPool[Any] | None = None
-        self.pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]]
-        self.pools = weakref.WeakKeyDictionary()
-        self.wires: weakref.WeakSet[psycopg.AsyncConnection[Any]] = weakref.WeakSet()
+        self._opening = threading.Lock()
+        self._pool: ConnectionPool[Any] | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
-    def options(self) -> dict[str, Any]:
-        return {"min_size": 1, "max_size": self.pool_size, "open": False, "kwargs": self.kwargs}
-
-    def sync_pool(self) -> ConnectionPool[Any]:
+    def pool(self) -> ConnectionPool[Any]:
         if isinstance(self.given, ConnectionPool):
             return self.given
-        with self.lock:
-            if self.pool is None:
-                self.pool = ConnectionPool(self.conninfo, **self.options())
-                self.pool.open()
-            return self.pool
+        with self._opening:
+            if self._pool is None:
+                self._pool = ConnectionPool(
+                    self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True
+                )
+            return self._pool
 
-    async def async_pool(self) -> AsyncConnectionPool[Any]:
-        """The given one, or one of this event loop: connections cannot change loops."""
-        if isinstance(self.given, AsyncConnectionPool):
-            return self.given
-        loop = asyncio.get_running_loop()
-        pool = self.pools.get(loop)
-        if pool is None:
-            pool = self.pools[loop] = AsyncConnectionPool(self.conninfo, configure=self._note, **self.options())
-            await pool.open()
-        return pool
+    def threads(self) -> ThreadPoolExecutor:
+        with self._opening:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(max(32, 2 * self.pool_size), "memstate-postgres")
+            return self._threads
 
-    async def _note(self, wire: psycopg.AsyncConnection[Any]) -> None:
-        self.wires.add(wire)
-
-    def hang_up(self) -> None:
-        """Close what we opened in event loops that may be gone; their pools can no longer be asked."""
-        for wire in list(self.wires):
-            wire.pgconn.finish()
+    def close(self) -> None:
+        self.engine.closed = True
+        with self._opening:
+            if self._pool is not None:
+                self._pool.close()
+            if self._threads is not None:
+                self._threads.shutdown(wait=False)
 
 
 def _cursor(wire: Any) -> Any:
@@ -148,25 +140,22 @@ class PostgresStorage:
             case Borrow(seconds, alone):
                 if alone:
                     return psycopg.connect(self._server.conninfo, **self._server.kwargs)
-                wire = self._server.sync_pool().getconn(seconds)
+                wire = self._server.pool().getconn(seconds)
                 if not wire.autocommit:
                     wire.autocommit = True
                 return wire
             case GiveBack(wire, alone):
-                self._give_back(wire, alone=alone)
+                if alone or not _is_idle(wire):
+                    wire.close()
+                else:
+                    wire.autocommit = self._server.autocommit
+                if not alone:
+                    self._server.pool().putconn(wire)
             case Exchange(wire, statements):
                 return self._exchange(wire, statements)
             case Pause(seconds):
                 time.sleep(seconds)
         return None
-
-    def _give_back(self, wire: Any, *, alone: bool) -> None:
-        if alone or not _is_idle(wire):
-            wire.close()
-        elif self._server.given is not None:
-            wire.autocommit = bool((self._server.given.kwargs or {}).get("autocommit", False))  # type: ignore[union-attr]
-        if not alone:
-            self._server.sync_pool().putconn(wire)
 
     def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
         def execute(statement: Statement) -> Any:
@@ -184,10 +173,7 @@ class PostgresStorage:
 
     def close(self) -> None:
         """Close the connections that this storage opened; a pool that was passed in stays open."""
-        self.engine.closed = True
-        if self._server.pool is not None:
-            self._server.pool.close()
-        self._server.hang_up()
+        self._server.close()
 
     def aio(self) -> AsyncPostgresStorage:
         return AsyncPostgresStorage.over(self._server)
@@ -196,7 +182,9 @@ class PostgresStorage:
 class AsyncPostgresStorage:
     """The async door of `PostgresStorage`; connects, and makes its tables, at its first use.
 
-    A cancelled call leaves no transaction open: its plan runs to its end before the call returns.
+    An `AsyncConnectionPool` that you pass in is used in its event loop. Without one, a plan runs as a whole in a
+    thread, so any number of event loops may use the storage, and one that ends without `close()` hangs nothing.
+    A cancelled call leaves no transaction open: its plan never began, or runs to its end before the call returns.
     """
 
     def __init__(
@@ -218,43 +206,47 @@ class AsyncPostgresStorage:
 
     def _face(self, server: _Server) -> None:
         self._server = server
+        self._pool = server.given if isinstance(server.given, AsyncConnectionPool) else None
         self.engine = server.engine
 
     async def run(self, work: Work[R]) -> R:
-        running = asyncio.ensure_future(adrive(self.engine.running(work), self._answer))
+        job: Future[R] | None = None
+        if self._pool is None:
+            job = self._server.threads().submit(PostgresStorage.over(self._server).run, work)
+            done = asyncio.wrap_future(job)
+        else:
+            done = asyncio.ensure_future(adrive(self.engine.running(work), self._answer))
         try:
-            return await asyncio.shield(running)
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
-            if not running.done():
-                await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()
+            if job is None or not job.cancel():  # it is running: what it does is done when we return
+                await asyncio.wait([done])
+                done.exception()
             raise
 
     async def _answer(self, step: Step) -> Any:
+        assert self._pool is not None
+        wire: Any
         match step:
             case Borrow(seconds, alone):
                 if alone:
                     return await psycopg.AsyncConnection.connect(self._server.conninfo, **self._server.kwargs)
-                wire = await (await self._server.async_pool()).getconn(seconds)
+                wire = await self._pool.getconn(seconds)
                 if not wire.autocommit:
                     await wire.set_autocommit(True)
                 return wire
             case GiveBack(wire, alone):
-                await self._give_back(wire, alone=alone)
+                if alone or not _is_idle(wire):
+                    await wire.close()
+                else:
+                    await wire.set_autocommit(self._server.autocommit)
+                if not alone:
+                    await self._pool.putconn(wire)
             case Exchange(wire, statements):
                 return await self._exchange(wire, statements)
             case Pause(seconds):
                 await asyncio.sleep(seconds)
         return None
-
-    async def _give_back(self, wire: Any, *, alone: bool) -> None:
-        if alone or not _is_idle(wire):
-            await wire.close()
-        elif self._server.given is not None:
-            await wire.set_autocommit(bool((self._server.given.kwargs or {}).get("autocommit", False)))  # type: ignore[union-attr]
-        if not alone:
-            await (await self._server.async_pool()).putconn(wire)
 
     async def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
         async def execute(statement: Statement) -> Any:
@@ -271,11 +263,7 @@ class AsyncPostgresStorage:
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     async def close(self) -> None:
-        self.engine.closed = True
-        pool = self._server.pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close()
-        await asyncio.to_thread(PostgresStorage.over(self._server).close)
+        await asyncio.to_thread(self._server.close)
 
     def sync(self) -> PostgresStorage:
         return PostgresStorage.over(self._server)

@@ -364,9 +364,13 @@ class PostgresEngine:
         )
 
     def _is_set_up(self, wire: Wire) -> Steps[bool]:
-        about = f"{self.schema}.{self.prefix}memstate"
-        asked = [Sql("SELECT to_regclass(?) IS NOT NULL, current_setting('server_encoding')", (about,))]
-        ((there, encoding),) = (yield Exchange(wire, [*asked]))[0]
+        # asked as a query and not with to_regclass, which may answer from a cache older than the lock we hold
+        asked = Sql(
+            "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = ? AND tablename = ?), "
+            "current_setting('server_encoding')",
+            (self.schema, f"{self.prefix}memstate"),
+        )
+        ((there, encoding),) = (yield Exchange(wire, [asked]))[0]
         if encoding != "UTF8":
             raise StorageError(f"{self.where}: the database's encoding is {encoding}; it must be UTF8")
         if not there:

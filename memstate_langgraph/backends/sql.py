@@ -188,9 +188,7 @@ def find_statement(query: Query, after: int, limit: int) -> Sql:
     if isinstance(wanted, str):
         where.append("id = ?")
         parameters.append(wanted)
-    return Sql(
-        f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*parameters, limit)
-    )
+    return Sql(f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*parameters, limit))
 
 
 def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
