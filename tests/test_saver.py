@@ -44,7 +44,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from tests.models import note
-from tests.servers import postgres_url, schema_of
+from tests.servers import behind_its_back, postgres_url, schema_of
 
 Saver = BaseCheckpointSaver[Any]
 STORES: dict[str, Callable[[Path], Any]] = {
@@ -450,9 +450,9 @@ def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> N
     saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
     saver.delete_thread("t")
     saver.delete_thread("other")
-    engine: Any = saver.memory.storage.engine  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage  # type: ignore[union-attr]
     for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
-        assert engine.writer.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+        assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
 
 
 def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
@@ -467,15 +467,15 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
 def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer) -> None:
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
-    engine: Any = saver.memory.storage.engine  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage  # type: ignore[union-attr]
     for damage in (
-        "UPDATE writes SET value = zeroblob(10)",
-        "UPDATE chunks SET data = zeroblob(10), packed = 0",
-        "UPDATE chunks SET data = zeroblob(10), packed = 1",
+        "UPDATE writes SET value = ?",
+        "UPDATE chunks SET data = ?, packed = 0",
+        "UPDATE chunks SET data = ?, packed = 1",
         "DELETE FROM chunks",
-        "UPDATE checkpoints SET body = zeroblob(10)",
+        "UPDATE checkpoints SET body = ?",
     ):
-        engine.writer.execute(damage)
+        behind_its_back(storage, damage, [bytes(10)] * damage.count("?"))
         fresh = copy.copy(saver)
         fresh._recent = type(saver._recent)()
         with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):

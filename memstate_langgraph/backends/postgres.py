@@ -226,7 +226,6 @@ class AsyncPostgresStorage:
 
     async def _answer(self, step: Step) -> Any:
         assert self._pool is not None
-        wire: Any
         match step:
             case Borrow(seconds, alone):
                 if alone:
@@ -236,6 +235,7 @@ class AsyncPostgresStorage:
                     await wire.set_autocommit(True)
                 return wire
             case GiveBack(wire, alone):
+                assert isinstance(wire, psycopg.AsyncConnection)
                 if alone or not _is_idle(wire):
                     await wire.close()
                 else:
