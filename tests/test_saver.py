@@ -450,7 +450,7 @@ def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> N
     saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
     saver.delete_thread("t")
     saver.delete_thread("other")
-    storage: Any = saver.memory.storage  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage
     for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
         assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
 
@@ -467,7 +467,7 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
 def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer) -> None:
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
-    storage: Any = saver.memory.storage  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage
     for damage in (
         "UPDATE writes SET value = ?",
         "UPDATE chunks SET data = ?, packed = 0",

@@ -128,8 +128,8 @@ class _Again(Exception):
 class _InDoubt(Exception, Generic[R]):
     """The connection was lost after COMMIT was sent."""
 
-    def __init__(self, xid: str, result: R) -> None:
-        self.xid, self.result = xid, result
+    def __init__(self, transaction: Transaction, result: R) -> None:
+        self.transaction, self.result = transaction, result
 
 
 _LOST = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53300")
@@ -143,6 +143,8 @@ class Transaction:
     queue: list[Statement] = field(default_factory=list)
     held: dict[str, bool] = field(default_factory=dict)
     xid: str | None = None
+    tx: str | None = None
+    """What the log will call it, if it appends to the log."""
 
     def send(self) -> Steps[list[list[Row]]]:
         """Send what has gathered. Statements without an answer wait for one that has, to save a round trip."""
@@ -157,7 +159,7 @@ class PostgresEngine:
     """The rules for using one schema of one database; both doors share it."""
 
     def __init__(self, where: str, schema: str, prefix: str, busy_timeout: float) -> None:
-        for name, text in (("schema", schema), ("prefix", prefix or "_")):
+        for name, text in (("schema", schema), ("prefix", "_" if prefix == "" else prefix)):
             if not (isinstance(cast("object", text), str) and NAME.fullmatch(text)):
                 raise ValidationFailed(
                     f"{name}: must be at most 30 small letters, digits and underscores, not {text!r}"
@@ -219,7 +221,7 @@ class PostgresEngine:
                     yield from self.preparing()
                 return (yield from self._attempt(work, max(0.001, deadline - time.monotonic())))
             except _InDoubt as doubt:
-                if (yield from self._took_place(doubt.xid, deadline)):
+                if (yield from self._took_place(doubt.transaction, deadline)):
                     result: R = doubt.result
                     return result
             except _Again as again:
@@ -253,6 +255,8 @@ class PostgresEngine:
                     if held_shared is None or (held_shared and not lock.shared):
                         transaction.queue.append(self.lock(lock))
                         transaction.held[lock.of] = lock.shared
+            if isinstance(op, ops.Append):
+                transaction.tx = op.entries[0].tx
             return (yield from relay(ANSWERS[type(op)](op, _DIALECT), execute))
 
         result = yield from relay(work.start(), answer)
@@ -262,32 +266,49 @@ class PostgresEngine:
         try:
             yield from transaction.send()
         except psycopg.Error as error:
-            if work.write and wire.closed:
-                raise _InDoubt(transaction.xid or "", result) from error
+            if work.write and is_lost(error, wire):
+                raise _InDoubt(transaction, result) from error
             raise
         return result
 
-    def _took_place(self, xid: str, deadline: float) -> Steps[bool]:
-        """Whether a transaction committed, asked on another connection."""
+    def _took_place(self, transaction: Transaction, deadline: float) -> Steps[bool]:
+        """Whether a transaction is in the log, once it has ended.
+
+        Not what PostgreSQL says of its number: after a crash a number that never reached the disk is given out
+        again, and somebody else's commit would be taken for ours. A transaction that did not append to the log
+        says what is (a checkpoint, an intent, a deletion), so it may simply run again.
+        """
         failure: BaseException | None = None
         for pause in pauses():
             try:
-                wire = yield from self._borrow(max(0.001, deadline - time.monotonic()))
-                try:
-                    ((status,),) = (yield Exchange(wire, [Sql("SELECT pg_xact_status(?::xid8)", (xid,))]))[0]
-                finally:
-                    yield from self._give_back(wire)
-                if status in ("committed", "aborted"):
-                    return bool(status == "committed")
-            except (psycopg.Error, _Again, StorageError) as error:
+                if (yield from self._has_ended(transaction, deadline)):
+                    found = yield from self._asking(deadline, "SELECT 1 FROM log WHERE tx = ? LIMIT 1", transaction.tx)
+                    return bool(found)
+            except (psycopg.Error, StorageError) as error:
                 failure = error
             if time.monotonic() > deadline:
                 raise OutcomeUnknown(
-                    f"{self.where}: the connection was lost during COMMIT of transaction {xid} and the server did not "
-                    f"say within {self.busy_timeout} s whether it took place; look before trying again"
+                    f"{self.where}: the connection was lost during COMMIT and the server did not say within "
+                    f"{self.busy_timeout} s whether transaction {transaction.xid} took place; look before trying again"
                 ) from failure
             yield Pause(pause)
         raise AssertionError
+
+    def _has_ended(self, transaction: Transaction, deadline: float) -> Steps[bool]:
+        try:
+            status = yield from self._asking(deadline, "SELECT pg_xact_status(?::xid8)", transaction.xid)
+        except psycopg.errors.InvalidParameterValue:
+            return True  # a number of the future: another server took over, and it never heard of ours
+        return bool(status != [("in progress",)])
+
+    def _asking(self, deadline: float, text: str, parameter: Any) -> Steps[list[Row]]:
+        """The rows of one statement, on a connection that may turn out to be lost as well."""
+        wire = yield from self._borrow(max(0.001, deadline - time.monotonic()))
+        try:
+            rows: list[Row] = (yield Exchange(wire, [Sql(text, (parameter,))]))[0]
+            return rows
+        finally:
+            yield from self._give_back(wire)
 
     # --- connections
 
@@ -324,7 +345,7 @@ class PostgresEngine:
             # After a failover our connections may lead to what is a standby now; a new one finds the primary.
             wire.pgconn.finish()
             raise _Again(StorageError(f"{self.where}: the server is read-only: {said(error)}")) from error
-        if wire.closed or state in _LOST or state.startswith("08"):
+        if is_lost(error, wire):
             raise _Again(
                 StorageError(f"{self.where}: the connection was lost: {said(error)}; nothing was written")
             ) from error
@@ -398,6 +419,16 @@ class PostgresEngine:
                 raise self._taken(error) from error
             yield Exchange(wire, [Sql("INSERT INTO memstate (version) VALUES (?)", (SCHEMA_VERSION,))])
         yield Exchange(wire, [Sql("COMMIT")])
+
+
+def is_lost(error: psycopg.Error, wire: Wire) -> bool:
+    """Whether an error says that the connection is of no use any more; if so, it is closed."""
+    state = error.sqlstate or ""
+    ours = isinstance(error, psycopg.OperationalError) and not state  # the driver's own, such as a broken pipeline
+    if wire.closed or ours or state in _LOST or state.startswith("08"):
+        wire.pgconn.finish()
+        return True
+    return False
 
 
 def said(error: BaseException) -> str:

@@ -289,7 +289,7 @@ def last_seq(op: ops.LastSeq, d: Dialect) -> Statements[int]:
 
 def intend(op: ops.Intend, d: Dialect) -> Statements[None]:
     yield Batch(
-        f"INSERT INTO vectors ({_VECTOR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO vectors ({_VECTOR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # told twice
         [(v.id, v.index, v.fact_id, v.state, v.due, v.born, v.died, int(v.late)) for v in op.vectors],
     )
 
