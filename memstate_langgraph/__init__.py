@@ -47,6 +47,13 @@ if TYPE_CHECKING:
         ChromaSyncHook as ChromaSyncHook,
     )
     from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.moving import (
+        Moved as Moved,
+        acopy as acopy,
+        aimport_checkpoints as aimport_checkpoints,
+        copy as copy,
+        import_checkpoints as import_checkpoints,
+    )
     from memstate_langgraph.nodes import (
         RecallNode as RecallNode,
         RememberNode as RememberNode,
@@ -82,6 +89,7 @@ _HOMES = {
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
     "memory": ("AsyncMemoryStore", "MemoryStore"),
+    "moving": ("Moved", "acopy", "aimport_checkpoints", "copy", "import_checkpoints"),
     "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
     "rules": ("Constraint",),
     "saver": ("MemStateCheckpointer",),

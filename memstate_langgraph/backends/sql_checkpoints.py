@@ -93,6 +93,15 @@ def find_checkpoints(op: ops.FindCheckpoints, d: Dialect) -> Statements[list[ops
     return _checkpoints(rows)
 
 
+def thread_ids(op: ops.ThreadIds, d: Dialect) -> Statements[list[str]]:
+    rows = yield Sql(
+        "SELECT thread_id FROM checkpoints WHERE thread_id > ? UNION "
+        "SELECT thread_id FROM writes WHERE thread_id > ? ORDER BY thread_id LIMIT ?",
+        (op.after, op.after, op.limit),
+    )
+    return [thread_id for (thread_id,) in rows]
+
+
 def find_runs(op: ops.FindRuns, d: Dialect) -> Statements[list[ops.Place]]:
     rows = yield Sql(
         f"SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE {d.among('run_id')}",
@@ -194,6 +203,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.SaveChunks: save_chunks,
     ops.SaveWrites: save_writes,
     ops.FindCheckpoints: find_checkpoints,
+    ops.ThreadIds: thread_ids,
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.ValueSpaces: value_spaces,
