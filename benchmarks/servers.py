@@ -98,12 +98,10 @@ def facts_run(url: str, workers: int, contested: bool) -> float:
     schema = f"bench_{uuid.uuid4().hex[:12]}"
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(workers), context.Queue()
-    processes = [
-        context.Process(target=work, args=(url, schema, i, contested, start, done)) for i in range(workers)
-    ]
+    processes = [context.Process(target=work, args=(url, schema, i, contested, start, done)) for i in range(workers)]
     for process in processes:
         process.start()
-    total = sum(done.get(timeout=120) for _ in processes)
+    total: int = sum(done.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
     with psycopg.connect(url, autocommit=True) as wire:
