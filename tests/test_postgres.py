@@ -209,6 +209,25 @@ async def test_an_async_pool_is_used_in_its_loop(url: str, tmp_path: Path) -> No
             assert wire.autocommit is False
 
 
+def test_a_forked_process_makes_connections_of_its_own(memory: MemoryStore) -> None:
+    memory.commit(note("by the parent"))
+
+    def write() -> None:
+        for i in range(20):
+            memory.commit(note(f"by a child {i}"))
+        memory.close()
+
+    children = [multiprocessing.get_context("fork").Process(target=write) for _ in range(3)]
+    for child in children:
+        child.start()
+    for i in range(20):
+        memory.commit(note(f"by the parent {i}"))
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 3
+    assert len(memory.query()) == len(memory.log()) == 81
+
+
 def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path: Path) -> None:
     with open_store(url, tmp_path, pool_size=1, busy_timeout=0.3) as memory:
         pool = memory.storage._server.pool()  # type: ignore[attr-defined]

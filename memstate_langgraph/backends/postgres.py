@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,11 +61,21 @@ class _Server:
         self._opening = threading.Lock()
         self._pool: ConnectionPool[Any] | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+        self._parents: list[Any] = []
+
+    def _leave_to_parent(self) -> None:
+        """After a fork, connections and threads are the parent's; ours are made when they are needed."""
+        if self._process != os.getpid():
+            self._parents += [self._pool, self._threads]  # kept, so that nothing tidies them up here
+            self._pool = self._threads = None
+            self._process = os.getpid()
 
     def pool(self) -> ConnectionPool[Any]:
         if isinstance(self.given, ConnectionPool):
             return self.given
         with self._opening:
+            self._leave_to_parent()
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True
@@ -73,6 +84,7 @@ class _Server:
 
     def threads(self) -> ThreadPoolExecutor:
         with self._opening:
+            self._leave_to_parent()
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(max(32, 2 * self.pool_size), "memstate-postgres")
             return self._threads
@@ -80,6 +92,7 @@ class _Server:
     def close(self) -> None:
         self.engine.closed = True
         with self._opening:
+            self._leave_to_parent()
             if self._pool is not None:
                 self._pool.close()
             if self._threads is not None:
@@ -104,10 +117,10 @@ def _is_idle(wire: Any) -> bool:
 class PostgresStorage:
     """Facts, log, vectors' journal and checkpoints in one schema of a PostgreSQL database.
 
-    Takes a URL, or a `psycopg_pool` that you already have. Makes its tables when it is first opened; from then on a
-    role with USAGE on the schema and SELECT, INSERT, UPDATE, DELETE on its tables (SELECT, INSERT on `log`) is
-    enough. `busy_timeout` is for how many seconds a call waits for locks, connections and a server that is away
-    before it raises `StorageBusy` or `StorageError`.
+    Takes the URL of a PostgreSQL 13 or newer, or a `psycopg_pool` that you already have. Makes its tables when it is
+    first opened; from then on a role with USAGE on the schema and SELECT, INSERT, UPDATE, DELETE on its tables
+    (SELECT, INSERT on `log`) is enough. `busy_timeout` is for how many seconds a call waits for locks, connections
+    and a server that is away before it raises `StorageBusy` or `StorageError`.
     """
 
     def __init__(
