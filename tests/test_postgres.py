@@ -576,6 +576,16 @@ def test_another_process_resumes_an_interrupt(url: str, tmp_path: Path) -> None:
     assert [message.content for message in result["messages"]] == ["hello", "you said yes"]
 
 
+def test_a_saver_from_a_url(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
+    database = schema_of(tmp_path)
+    admin.execute(f"CREATE DATABASE {database}")
+    parts: dict[str, Any] = {**psycopg.conninfo.conninfo_to_dict(url), "dbname": database}
+    query = "&".join(f"{name}={value}" for name, value in parts.items())
+    with MemStateCheckpointer.from_conn_string(f"postgresql://?{query}") as saver:
+        assert "__interrupt__" in ask(saver, "t", "hello")
+        assert len(list(saver.list({"configurable": {"thread_id": "t"}}))) == 2
+
+
 # --- what it costs, and what it leaves
 
 

@@ -160,8 +160,8 @@ class PostgresStorage:
             case GiveBack(wire, alone):
                 if alone or not _is_idle(wire):
                     wire.close()
-                else:
-                    wire.autocommit = self._server.autocommit
+                elif not self._server.autocommit:
+                    wire.autocommit = False
                 if not alone:
                     self._server.pool().putconn(wire)
             case Exchange(wire, statements):
@@ -251,8 +251,8 @@ class AsyncPostgresStorage:
                 assert isinstance(wire, psycopg.AsyncConnection)
                 if alone or not _is_idle(wire):
                     await wire.close()
-                else:
-                    await wire.set_autocommit(self._server.autocommit)
+                elif not self._server.autocommit:
+                    await wire.set_autocommit(False)
                 if not alone:
                     await self._pool.putconn(wire)
             case Exchange(wire, statements):
