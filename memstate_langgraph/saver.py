@@ -74,7 +74,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     @classmethod
     def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
-        """A checkpointer on a SQLite file of its own; close it, or use it in a `with` or `async with` block."""
+        """A checkpointer of its own on a SQLite file or a PostgreSQL URL.
+
+        Close it, or use it in a `with` or `async with` block.
+        """
+        if isinstance(cast("object", path), str) and path.startswith(("postgresql://", "postgres://")):
+            from memstate_langgraph.backends.postgres import PostgresStorage
+
+            return cls(MemoryStore(PostgresStorage(path)), serde=serde)
         from memstate_langgraph.backends.sqlite import SQLiteStorage
 
         return cls(MemoryStore(SQLiteStorage(path)), serde=serde)

@@ -23,14 +23,17 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     Fact,
     InMemoryStorage,
     MemoryStore,
+    PostgresStorage,
     SQLiteStorage,
     VectorStoreSyncHook,
 )
 from memstate_langgraph.run import perform
+from tests.servers import postgres_url, schema_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,18 @@ class Place:
         return awaited(AsyncMemoryStore(storage, hooks, strict=strict))
 
 
+SQLITE = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True)
+POSTGRES = Place("postgres", lambda folder: PostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True)
+
 PLACES = [
     Place("memory", lambda _: InMemoryStorage()),
     Place("memory, async", lambda _: AsyncInMemoryStorage()),
-    Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True),
+    SQLITE,
     Place("sqlite, async", lambda folder: AsyncSQLiteStorage(folder / "state.db"), durable=True),
+    POSTGRES,
+    Place(
+        "postgres, async", lambda folder: AsyncPostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True
+    ),
 ]
 """Every storage through each of its doors. All tests that hold for any storage take their places from here."""
 
