@@ -99,6 +99,7 @@ MUTANTS = [
     Mutant("a rebuild shows what it embedded of facts that changed", "care.py", "is not None and now.version == fact.version\n    ]", "is not None\n    ]", REBUILD),
     Mutant("a rebuild touches other collections", "care.py", "for _, fact in same), retire_at, index)", "for _, fact in same), retire_at)", REBUILD),
     Mutant("a rebuild whose lease ended goes on", "care.py", "(yield from Activate(tuple(born))) != len(born)", "(yield from Activate(tuple(born))) < 0", REBUILD),
+    Mutant("what is committed while repair looks is taken for lost", "care.py", "    if comparison.missing and held is not None:", "    if False:", REBUILD),
     Mutant("a fact is shown twice", "flows.py", "by_fact.setdefault(fact.id, ", "by_fact.setdefault(vector_id, ", REBUILD),
     # singleton and constraints
     Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
