@@ -44,7 +44,7 @@ class Mutant:
 HANGS = 180
 """Seconds after which the tests of a mutant are taken to hang. The longest of them need less than a minute."""
 
-CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, REBUILD, ADAPTERS = (
+CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, REBUILD, ADAPTERS, POSTGRES = (
     f"tests/test_{name}.py"
     for name in (
         "crash",
@@ -58,6 +58,7 @@ CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, RE
         "search",
         "rebuild",
         "adapters",
+        "postgres",
     )
 )
 
@@ -143,6 +144,9 @@ MUTANTS = [
     Mutant("an error commits", "backends/sqlite.py", '                    if connection.in_transaction:\n                        connection.execute("ROLLBACK")\n                    raise\n            finally', '                    if connection.in_transaction:\n                        connection.execute("COMMIT")\n                    raise\n            finally', VECTORS),
     Mutant("no commit", "backends/sqlite.py", '                    connection.execute("COMMIT")\n                except BaseException', '                    connection.execute("ROLLBACK")\n                except BaseException', CORE),
     Mutant("facts are not written", "backends/sql.py", "    rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]", "    rows: list[Row] = []", CORE),
+    Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES),
+    Mutant("PostgreSQL reads facts without the lock", "backends/postgres_engine.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
+    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES),
     Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
 ]  # fmt: skip
 

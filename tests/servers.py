@@ -22,6 +22,7 @@ def postgres() -> Any:
     folder = Path(tempfile.gettempdir()) / f"memstate-postgres-{run}"
     server = get_server(folder, cleanup_mode="delete")
     server.psql("ALTER SYSTEM SET fsync = off; ")  # no test pulls the plug
+    server.psql("ALTER SYSTEM SET autovacuum = off")  # nor wants the processor for thousands of small tables
     server.psql("SELECT pg_reload_conf()")
     return server
 

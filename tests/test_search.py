@@ -75,7 +75,7 @@ def test_widening_shares_one_deadline(open_store: Opener, slow: Slow) -> None:
     with pytest.raises(HookError, match="timeout"):
         memory.search("secret", limit=1, namespace=("ana",))
     assert time.monotonic() - began < 1.5
-    assert slow.asked == [6, 24, 96]
+    assert slow.asked in ([6, 24], [6, 24, 96]), "it widened, and gave up in the middle"
 
 
 def test_what_the_store_itself_gives_up_is_told_as_it_is(open_store: Opener, slow: Slow) -> None:
