@@ -12,9 +12,8 @@ demo: $(READY)  ## the main job, in under a minute
 test: $(READY) lint types layers  ## what CI runs
 	$(BIN)/python -m pytest -n auto
 
-torture: $(READY)  ## every fault at every point, then the mutants; for many minutes
-	$(BIN)/python -m pytest -m long -n auto
-	$(BIN)/python -m tests.mutants
+torture: $(READY)  ## kills, faults, histories, mutants: up to half an hour, one table
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 bench: $(READY)  ## side by side with the peers
 	$(BIN)/python -m benchmarks
@@ -33,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres]" --group dev
 	touch $(READY)
 
 clean:

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memstate_langgraph.adapters import Capabilities as Capabilities
+    from memstate_langgraph.backends.postgres import (
+        AsyncPostgresStorage as AsyncPostgresStorage,
+        PostgresStorage as PostgresStorage,
+    )
     from memstate_langgraph.backends.sqlite import (
         AsyncInMemoryStorage as AsyncInMemoryStorage,
         AsyncSQLiteStorage as AsyncSQLiteStorage,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
         HookError as HookError,
         LeaseLost as LeaseLost,
         MemoryStoreError as MemoryStoreError,
+        OutcomeUnknown as OutcomeUnknown,
         ScopeError as ScopeError,
         StorageBusy as StorageBusy,
         StorageClosed as StorageClosed,
@@ -45,6 +50,13 @@ if TYPE_CHECKING:
         ChromaSyncHook as ChromaSyncHook,
     )
     from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.moving import (
+        Moved as Moved,
+        acopy as acopy,
+        aimport_checkpoints as aimport_checkpoints,
+        copy as copy,
+        import_checkpoints as import_checkpoints,
+    )
     from memstate_langgraph.nodes import (
         RecallNode as RecallNode,
         RememberNode as RememberNode,
@@ -60,6 +72,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapters": ("Capabilities",),
+    "backends.postgres": ("AsyncPostgresStorage", "PostgresStorage"),
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
     "care": ("Report",),
     "embeddings": ("LocalEmbeddings",),
@@ -70,6 +83,7 @@ _HOMES = {
         "HookError",
         "LeaseLost",
         "MemoryStoreError",
+        "OutcomeUnknown",
         "ScopeError",
         "StorageBusy",
         "StorageClosed",
@@ -81,6 +95,7 @@ _HOMES = {
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
     "memory": ("AsyncMemoryStore", "MemoryStore"),
+    "moving": ("Moved", "acopy", "aimport_checkpoints", "copy", "import_checkpoints"),
     "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
     "rules": ("Constraint",),
     "saver": ("MemStateCheckpointer",),

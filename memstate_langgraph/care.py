@@ -141,13 +141,9 @@ def verify(core: Core, storage: Any) -> Flow[Report]:
     return (yield from _examine(core, storage, {}))
 
 
-def _held(core: Core) -> Flow[dict[str, set[str] | None]]:
-    """What each vector store holds, asked before the books: an id is in the books before a store has it."""
-    held: dict[str, set[str] | None] = {}
-    for hook in core.vectors:
-        ids: list[str] | None = yield from ask(hook, "ids")
-        held[hook.name] = None if ids is None else set(ids)
-    return held
+def _held(hook: VectorStoreSyncHook) -> Flow[set[str] | None]:
+    ids: list[str] | None = yield from ask(hook, "ids")
+    return None if ids is None else set(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,24 +158,36 @@ class Comparison:
     waiting: int
 
 
-def compare(hook: VectorStoreSyncHook, found: Books, held: set[str] | None) -> Comparison:
+def compare(hook: VectorStoreSyncHook, found: Books, held: set[str] | None) -> Flow[Comparison]:
+    """`held` is what the vector store held before the books were read."""
+    comparison = _compared(hook, found, held, held)
+    if comparison.missing and held is not None:
+        # What was committed between the two looks is not missing: it is there by now.
+        comparison = _compared(hook, found, held, held | ((yield from _held(hook)) or set()))
+    return comparison
+
+
+def _compared(hook: VectorStoreSyncHook, found: Books, held: set[str] | None, since: set[str] | None) -> Comparison:
     rows = found.vectors[hook.name]
     live = {row.fact_id: row for row in rows if row.state == "live"}
     wanted = {fact.id: text for fact in found.facts.values() if (text := hook.text_of(fact)) is not None}
-    present = {row.id for row in rows} if held is None else held
+    known = {row.id for row in rows}
+    present = known if since is None else since
     missing = {
         fact_id: text
         for fact_id, text in wanted.items()
         if (row := live.get(fact_id)) is None or row.id not in present or row.born != found.seqs[fact_id]
     }
     gone = [row for fact_id, row in live.items() if fact_id in missing or fact_id not in wanted]
-    strays = present - {row.id for row in rows}
+    strays = (held or set()) - known  # an id is in the books before the store has it
     standing = (live.keys() & wanted.keys()) - missing.keys()
     return Comparison(strays, missing, gone, standing, len(live), sum(row.state != "live" for row in rows))
 
 
 def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Flow[Report]:
-    held = yield from _held(core)
+    held: dict[str, set[str] | None] = {}
+    for hook in core.vectors:
+        held[hook.name] = yield from _held(hook)
     found: Books = yield books(tuple(hook.name for hook in core.vectors))
     findings = _Findings()
     findings.add("gap in a fact's versions in the log", found.gaps)
@@ -190,7 +198,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
     findings.add("fact that the log has and the facts have not", found.replayed.keys() - found.facts.keys())
     warnings = list(getattr(getattr(storage, "engine", None), "warnings", list)())
     for hook in core.vectors:
-        comparison = compare(hook, found, held[hook.name])
+        comparison = yield from compare(hook, found, held[hook.name])
         comparisons[hook.name] = comparison
         findings.add(f"vector in {hook.name!r} that no journal knows (invisible to search)", sorted(comparison.strays))
         findings.add(f"fact without its vector in {hook.name!r} (repair embeds it)", sorted(comparison.missing))

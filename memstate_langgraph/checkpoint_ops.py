@@ -130,6 +130,14 @@ class Ancestors(Op[list[CheckpointRow]]):
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadIds(Op[list[str]]):
+    """The threads after one that have checkpoints or pending writes, in order of id."""
+
+    after: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class FindRuns(Op[list[Place]]):
     """The checkpoints that these runs made."""
 

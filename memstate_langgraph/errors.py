@@ -49,6 +49,13 @@ class StorageBusy(StorageError):
     """Other writers held the storage for longer than the busy timeout. Nothing was written; try again."""
 
 
+class OutcomeUnknown(StorageError):
+    """The connection was lost while a transaction was committed, and the server could not be asked about it.
+
+    All of the transaction was written or nothing. Look before trying again, or try again with an idempotency key.
+    """
+
+
 class StorageClosed(StorageError):
     """The storage was closed."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import threading
-from collections.abc import Awaitable, Callable, Generator, Hashable
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from memstate_langgraph.ops import Work
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
@@ -68,6 +70,30 @@ def check_progress(progress: object) -> None:
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
     if progress is not None:
         progress(stage, done, total)
+
+
+def relay(plan: Generator[Q, Any, R], answer: Callable[[Q], Generator[S, Any, Any]]) -> Generator[S, Any, R]:
+    """Answer what a generator asks by asking further out: for rules about I/O that are the same through both doors."""
+    try:
+        question = next(plan)
+        while True:
+            try:
+                result = yield from answer(question)
+            except BaseException as error:
+                question = plan.throw(error)
+            else:
+                question = plan.send(result)
+    except StopIteration as done:
+        value: R = done.value
+        return value
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait between attempts: short at first, longer later, never in step with the other one."""
+    longest = 0.001
+    while True:
+        yield random.uniform(0.0005, longest)
+        longest = min(longest * 2, 0.1)
 
 
 class Storage(Protocol):

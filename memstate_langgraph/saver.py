@@ -74,7 +74,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     @classmethod
     def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
-        """A checkpointer on a SQLite file of its own; close it, or use it in a `with` or `async with` block."""
+        """A checkpointer of its own on a SQLite file or a PostgreSQL URL.
+
+        Close it, or use it in a `with` or `async with` block.
+        """
+        if isinstance(cast("object", path), str) and path.startswith(("postgresql://", "postgres://")):
+            from memstate_langgraph.backends.postgres import PostgresStorage
+
+            return cls(MemoryStore(PostgresStorage(path)), serde=serde)
         from memstate_langgraph.backends.sqlite import SQLiteStorage
 
         return cls(MemoryStore(SQLiteStorage(path)), serde=serde)
@@ -154,13 +161,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             values.append(checkpoints.NewValue(ValueKey(channel, _version(version)), kind, data))
         about = get_checkpoint_metadata(config, metadata)
         run_id = about.get("run_id")
-        place = Place(thread_id, checkpoint_ns or "", checkpoint["id"])
+        place = Place(thread_id, checkpoint_ns or "", _name(checkpoint["id"], "the checkpoint's id"))
         row = CheckpointRow(
             place,
             parent_id,
-            None if run_id is None else str(run_id),
+            _given(run_id, "run_id"),
             *pack_typed(*self.serde.dumps_typed(body)),
-            *pack_typed(*self.serde.dumps_typed(about)),
+            *pack_typed(*_dumped(self.serde, about, "metadata")),
         )
         work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
         event = landing.saved(place, parent_id, config.get("configurable") or {})
@@ -199,6 +206,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
         codec = self._codec
+        for name, where in ((task_id, "task_id"), (task_path, "task_path"), *((name, "channel") for name, _ in writes)):
+            _name(name, f"put_writes: {where}")
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
             kind, data = codec.dumps(value)
@@ -525,7 +534,7 @@ class _Listing:
         limit: int | None,
     ) -> _Listing:
         thread_id, checkpoint_ns, checkpoint_id = (None, None, None) if config is None else _where(config)
-        before_id = None if before is None else get_checkpoint_id(before)
+        before_id = None if before is None else _given(get_checkpoint_id(before), "before: checkpoint_id")
         return cls(thread_id, checkpoint_ns, checkpoint_id, filter_ or {}, before_id, limit)
 
     def next_page(self) -> FindCheckpoints | None:
@@ -557,17 +566,27 @@ def _where(config: RunnableConfig) -> tuple[str, str | None, str | None]:
         raise ValidationFailed(
             "the config has no thread_id: pass {'configurable': {'thread_id': '...'}} to say which conversation this is"
         )
-    checkpoint_ns = configurable.get("checkpoint_ns")
     return (
         _thread(configurable["thread_id"]),
-        None if checkpoint_ns is None else str(checkpoint_ns),
-        get_checkpoint_id(config),
+        _given(configurable.get("checkpoint_ns"), "checkpoint_ns"),
+        _given(get_checkpoint_id(config), "checkpoint_id"),
     )
 
 
 def _thread(thread_id: object) -> str:
-    text = str(thread_id)
-    check_characters(text, "thread_id")
+    return _name(thread_id, "thread_id")
+
+
+def _given(value: object, where: str) -> str | None:
+    return None if value is None else _name(value, where)
+
+
+def _name(value: object, where: str) -> str:
+    try:
+        text = str(value)
+    except (RecursionError, ValueError) as error:
+        raise ValidationFailed(f"{where}: must be a string ({error})") from error
+    check_characters(text, where)
     return text
 
 
@@ -579,6 +598,13 @@ def _read(serde: SerializerProtocol, place: Place, kind: str, data: bytes) -> An
             f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, checkpoint {place.checkpoint_id!r}: "
             f"its stored form cannot be read ({error})"
         ) from error
+
+
+def _dumped(serde: SerializerProtocol, value: object, where: str) -> tuple[str, bytes]:
+    try:
+        return serde.dumps_typed(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationFailed(f"{where}: cannot be serialized ({error})") from error
 
 
 def _config(place: Place) -> RunnableConfig:

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from memstate_langgraph import MemoryStore
+from tests.models import register
 from tests.stores import PLACES, Place, Unreliable
 
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
@@ -33,11 +34,12 @@ class Opener(Protocol):
 
 
 def _opener(place: Place, folder: Path) -> Iterator[Opener]:
-    opened: list[Any] = []
+    opened: list[MemoryStore] = []
 
     def open_store(*hooks: object, strict: bool = False) -> MemoryStore:
-        opened.append(place.open(folder, hooks, strict=strict))
-        store: MemoryStore = opened[-1]
+        store = place.open(folder, hooks, strict=strict)
+        opened.append(store)
+        register(store)
         return store
 
     yield open_store

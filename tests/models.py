@@ -1,8 +1,12 @@
+"""What the tests store."""
+
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import BaseModel
 
-from memstate_langgraph import Fact
+from memstate_langgraph import AsyncMemoryStore, Constraint, Fact, MemoryStore
 
 
 class Note(BaseModel):
@@ -17,6 +21,7 @@ class Preference(BaseModel):
 
     topic: str
     content: str
+    weight: int = 1
 
 
 class Rule(BaseModel):
@@ -24,9 +29,18 @@ class Rule(BaseModel):
     text: str
 
 
-def note(content: str, **fields: object) -> Fact:
-    return Fact.model_validate({"type": "note", "payload": {"content": content}, **fields})
+def register(memory: MemoryStore | AsyncMemoryStore) -> None:
+    memory.register_schema("note", Note)
+    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
+    memory.register_schema("rule", Rule, Constraint(singleton_key="name", immutable=True))
 
 
-def preference(topic: str, content: str, **fields: object) -> Fact:
-    return Fact.model_validate({"type": "preference", "payload": {"topic": topic, "content": content}, **fields})
+def note(content: str, fact_id: str | None = None, **fields: Any) -> Fact:
+    """A note, whose text is searchable."""
+    if fact_id is not None:
+        fields["id"] = fact_id
+    return Fact(type="note", payload={"content": content}, **fields)
+
+
+def preference(topic: str, content: str, **fields: Any) -> Fact:
+    return Fact(type="preference", payload={"topic": topic, "content": content}, **fields)

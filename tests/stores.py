@@ -9,28 +9,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
-from pydantic import BaseModel
 
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     Fact,
     InMemoryStorage,
     MemoryStore,
+    PostgresStorage,
     SQLiteStorage,
     VectorStoreSyncHook,
 )
 from memstate_langgraph.run import perform
+from tests.servers import postgres_url, schema_of
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,30 @@ class Place:
         return awaited(AsyncMemoryStore(storage, hooks, strict=strict))
 
 
+SQLITE = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True)
+POSTGRES = Place("postgres", lambda folder: PostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True)
+
 PLACES = [
     Place("memory", lambda _: InMemoryStorage()),
     Place("memory, async", lambda _: AsyncInMemoryStorage()),
-    Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True),
+    SQLITE,
     Place("sqlite, async", lambda folder: AsyncSQLiteStorage(folder / "state.db"), durable=True),
+    POSTGRES,
+    Place(
+        "postgres, async", lambda folder: AsyncPostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True
+    ),
 ]
+"""Every storage through each of its doors. All tests that hold for any storage take their places from here."""
+
+
+def places(*, awaited: bool | None = None, durable: bool | None = None) -> pytest.MarkDecorator:
+    """The places of one kind, for tests that need the storage itself: as a mark that gives each as `place`."""
+    chosen = [
+        place
+        for place in PLACES
+        if awaited in (None, place.name.endswith("async")) and durable in (None, place.durable)
+    ]
+    return pytest.mark.parametrize("place", chosen, ids=[place.name for place in chosen])
 
 
 class _Awaited:
@@ -88,29 +109,10 @@ class _Awaited:
         self._runner.close()
 
 
-def awaited(store: AsyncMemoryStore) -> MemoryStore:
-    return cast("MemoryStore", _Awaited(store, asyncio.Runner()))
-
-
-# --- what the tests store
-
-
-class Note(BaseModel):
-    content: str
-    topic: str = ""
-
-
-class Preference(BaseModel):
-    content: str
-    role: str
-    weight: int = 1
-
-
-def note(content: str, fact_id: str | None = None, **fields: Any) -> Fact:
-    """A note, whose text is searchable."""
-    if fact_id is not None:
-        fields["id"] = fact_id
-    return Fact(type="note", payload={"content": content, "topic": ""}, **fields)
+def awaited(store: AsyncMemoryStore | Coroutine[Any, Any, AsyncMemoryStore]) -> MemoryStore:
+    runner = asyncio.Runner()
+    made = store if isinstance(store, AsyncMemoryStore) else runner.run(store)
+    return cast("MemoryStore", _Awaited(made, runner))
 
 
 # --- vectors
@@ -136,11 +138,15 @@ class Outage(Exception):
     """What a vector store's client raises."""
 
 
+class Died(BaseException):
+    """The process ended here: nothing behind it runs."""
+
+
 class Unreliable(InMemoryVectorStore):
     """LangChain's vector store, as it is when it is `ok`, and failing in one of the ways that networks fail.
 
     `refused`: raises, having done nothing. `applied`: raises, having done it. `late`: raises, and does it
-    when `arrive()` is called. `down`: raises on everything.
+    when `arrive()` is called. `down`: raises on everything. `dies`: as if the process ended during an upsert.
     """
 
     def __init__(self) -> None:
@@ -155,6 +161,9 @@ class Unreliable(InMemoryVectorStore):
             super().add_documents(documents, ids)
         if self.mood == "late":
             self._pending.append((documents, ids))
+        if self.mood == "dies":
+            super().add_documents(documents[: len(documents) // 2], ids and ids[: len(documents) // 2])
+            raise Died
         if self.mood != "ok":
             raise Outage(self.mood)
 
@@ -189,7 +198,7 @@ class Unreliable(InMemoryVectorStore):
 
 
 def hook_over(vectors: VectorStore, **options: Any) -> VectorStoreSyncHook:
-    return VectorStoreSyncHook(vectors, text_field="content", **{"metadata_fields": ["topic"], **options})
+    return VectorStoreSyncHook(vectors, text_field="content", **{"metadata_fields": ["stars"], **options})
 
 
 # --- what must always hold

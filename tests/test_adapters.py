@@ -27,7 +27,8 @@ from memstate_langgraph import (
     VectorStoreSyncHook,
 )
 from memstate_langgraph.folders import hold
-from tests.stores import Unreliable, Words, assert_in_step, hook_over, note
+from tests.models import note
+from tests.stores import Unreliable, Words, assert_in_step, hook_over
 
 
 class Stranger(VectorStore):

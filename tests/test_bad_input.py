@@ -24,7 +24,8 @@ from memstate_langgraph import (
     VectorStoreSyncHook,
 )
 from tests.conftest import Opener
-from tests.stores import Note, Preference, Unreliable, assert_in_step, hook_over, note
+from tests.models import Note, Preference, note
+from tests.stores import Unreliable, assert_in_step, hook_over
 
 LONG = "x" * 100_000
 
@@ -55,7 +56,7 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-PAYLOADS = st.dictionaries(st.sampled_from(["content", "role", "weight", "else"]) | TEXT, VALUES, max_size=5)
+PAYLOADS = st.dictionaries(st.sampled_from(["content", "topic", "weight", "else"]) | TEXT, VALUES, max_size=5)
 
 
 def plain(value: Any) -> Any:
@@ -85,7 +86,7 @@ def jsonable(value: Any, depth: int = 0) -> bool:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemoryStore]:
     """One store for many inputs: what one of them breaks, the next one meets."""
     memory = MemoryStore(SQLiteStorage(tmp_path_factory.mktemp("bad") / "state.db"), [hook_over(Unreliable())])
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
     memory.register_schema("loose", Loose, Constraint(singleton_key="key"))
     memory.commit(note("as it was", "known"))
     yield memory
@@ -141,9 +142,17 @@ def test_payloads_of_very_many_shapes(shared: MemoryStore, payload: dict[str, An
     payloads_are_stored_or_refused(shared, payload, typename)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("typename", ["free", "loose"])
+def test_numbers_that_json_lacks(shared: MemoryStore, typename: str, number: float) -> None:
+    for payload in ({"content": number}, {"content": [{"deep": (1, number)}]}):
+        with pytest.raises(ValidationFailed, match=r"content.*JSON number"):
+            shared.commit(Fact(type=typename, payload=payload))
+
+
 @pytest.mark.parametrize("typename", ["free", "preference", "loose"])
 def test_payloads_too_deep_for_anyone(shared: MemoryStore, typename: str) -> None:
-    payload = {"content": nested(5000), "role": "r", "key": nested(900)}
+    payload = {"content": nested(5000), "topic": "r", "key": nested(900)}
     assert isinstance(outcome(shared, lambda: shared.commit(Fact(type=typename, payload=payload))), ValidationFailed)
     assert isinstance(outcome(shared, lambda: shared.update("known", payload)), ValidationFailed)
     assert isinstance(outcome(shared, lambda: shared.query(filters={"payload.content": payload})), list)
@@ -227,7 +236,7 @@ JUNK = [
 VALID: dict[str, dict[str, Any]] = {
     "commit": {"fact": note("new")},
     "commit_many": {"facts": [note("new"), note("newer")]},
-    "commit_model": {"model": Preference(content="x", role="r")},
+    "commit_model": {"model": Preference(content="x", topic="r")},
     "update": {"fact_id": "known", "patch": {"content": "changed"}},
     "delete": {"fact_id": "known"},
     "promote": {"session_id": "s"},
@@ -285,7 +294,7 @@ def test_transactions_check_their_arguments(memory: MemoryStore) -> None:
         {"text_field": "a", "timeout": math.nan},
         {"text_field": "a", "timeout": "1"},
         {"text_field": "a", "grace": None},
-        {"text_field": "a", "metadata_fields": "role"},
+        {"text_field": "a", "metadata_fields": "topic"},
         {"text_field": "a", "target_types": "note"},
         {"text_field": "a", "name": ""},
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from pydantic import BaseModel
 
 from memstate_langgraph import (
     ConflictError,
@@ -18,7 +19,8 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from tests.conftest import Opener
-from tests.stores import Note, Preference, Unreliable, assert_in_step, hook_over, live, note, replayed, texts
+from tests.models import Note, Preference, note
+from tests.stores import Unreliable, assert_in_step, hook_over, live, replayed, texts
 
 
 def test_a_fact_comes_back_as_it_was_given(memory: MemoryStore) -> None:
@@ -52,7 +54,7 @@ def test_the_given_id_is_kept_and_committing_it_again_updates(memory: MemoryStor
 
 def test_what_the_caller_changes_afterwards_is_not_stored(memory: MemoryStore) -> None:
     payload = {"content": "as committed", "tags": ["a"]}
-    fact_id = memory.commit(Fact(type="note", payload=payload))
+    fact_id = memory.commit(Fact(type="free", payload=payload))
     payload["tags"].append("b")  # type: ignore[attr-defined]
     stored = memory.get(fact_id)
     assert stored is not None
@@ -73,10 +75,13 @@ def test_unregistered_types_pass_unless_strict(open_store: Opener) -> None:
     strict.commit(note("fine"))
 
 
+class Stranger(BaseModel):
+    content: str
+
+
 def test_commit_model(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference)
     fact_id = memory.commit_model(
-        Preference(content="x", role="r"), fact_id="p1", source="chat", session_id="s", namespace=("u",), actor="a"
+        Preference(content="x", topic="r"), fact_id="p1", source="chat", session_id="s", namespace=("u",), actor="a"
     )
     fact = memory.get(fact_id)
     assert fact is not None
@@ -87,18 +92,17 @@ def test_commit_model(memory: MemoryStore) -> None:
         "s",
         ("u",),
     )
-    with pytest.raises(MemoryStoreError, match=r"Note.*register_schema"):
-        memory.commit_model(Note(content="x"))
+    with pytest.raises(MemoryStoreError, match=r"Stranger.*register_schema"):
+        memory.commit_model(Stranger(content="x"))
 
 
 def test_update_merges_fields(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference)
-    fact_id = memory.commit_model(Preference(content="x", role="r"), session_id="s")
+    fact_id = memory.commit_model(Preference(content="x", topic="r"), session_id="s")
     memory.update(fact_id, {"payload": {"weight": 5}, "source": "later"})
     memory.update(fact_id, {"content": "y"})
     fact = memory.get(fact_id)
     assert fact is not None
-    assert fact.payload == {"content": "y", "role": "r", "weight": 5}
+    assert fact.payload == {"content": "y", "topic": "r", "weight": 5}
     assert (fact.source, fact.version, fact.session_id) == ("later", 3, "s")
     with pytest.raises(ValidationFailed, match=r"preference.*weight"):
         memory.update(fact_id, {"weight": "heavy"})

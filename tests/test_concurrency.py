@@ -16,15 +16,12 @@ from typing import Any
 import pytest
 
 from memstate_langgraph import (
-    AsyncInMemoryStorage,
     AsyncMemoryStore,
     AsyncSQLiteStorage,
     ConflictError,
-    Constraint,
     Fact,
     FactNotFound,
     HookError,
-    InMemoryStorage,
     LeaseLost,
     MemoryStore,
     SQLiteStorage,
@@ -32,28 +29,8 @@ from memstate_langgraph import (
     VectorStoreSyncHook,
 )
 from memstate_langgraph.vectors import Hits
-from tests.stores import (
-    Note,
-    Preference,
-    Unreliable,
-    assert_in_step,
-    awaited,
-    collect,
-    found,
-    hook_over,
-    live,
-    note,
-    texts,
-)
-
-
-def preference(role: str, content: str) -> Fact:
-    return Fact(type="preference", payload={"role": role, "content": content})
-
-
-def register(memory: MemoryStore | AsyncMemoryStore) -> None:
-    memory.register_schema("note", Note)
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+from tests.models import note, preference, register
+from tests.stores import Place, Unreliable, assert_in_step, awaited, collect, found, hook_over, live, places, texts
 
 
 def at_once(count: int, job: Callable[[int], object]) -> list[BaseException]:
@@ -75,17 +52,6 @@ def at_once(count: int, job: Callable[[int], object]) -> list[BaseException]:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     return raised
-
-
-STORAGES = ["memory", "sqlite"]
-
-
-def sync_storage(kind: str, folder: Path) -> Any:
-    return InMemoryStorage() if kind == "memory" else SQLiteStorage(folder / "state.db")
-
-
-def async_storage(kind: str, folder: Path) -> Any:
-    return AsyncInMemoryStorage() if kind == "memory" else AsyncSQLiteStorage(folder / "state.db")
 
 
 def change_at_random(memory: MemoryStore, i: int) -> None:
@@ -111,17 +77,17 @@ def change_at_random(memory: MemoryStore, i: int) -> None:
         found(memory)
 
 
-@pytest.mark.parametrize("kind", STORAGES)
-def test_eight_threads_on_one_store(kind: str, tmp_path: Path) -> None:
-    with MemoryStore(sync_storage(kind, tmp_path), [hook_over(Unreliable())]) as memory:
+@places(awaited=False)
+def test_eight_threads_on_one_store(place: Place, tmp_path: Path) -> None:
+    with MemoryStore(place.storage(tmp_path), [hook_over(Unreliable())]) as memory:
         register(memory)
         assert at_once(8, lambda i: change_at_random(memory, i)) == []
         assert_in_step(memory)
 
 
-@pytest.mark.parametrize("kind", STORAGES)
-def test_one_singleton_from_many_threads(kind: str, tmp_path: Path) -> None:
-    with MemoryStore(sync_storage(kind, tmp_path), [hook_over(Unreliable())]) as memory:
+@places(awaited=False)
+def test_one_singleton_from_many_threads(place: Place, tmp_path: Path) -> None:
+    with MemoryStore(place.storage(tmp_path), [hook_over(Unreliable())]) as memory:
         register(memory)
         assert at_once(8, lambda i: memory.commit(preference("food", f"by {i}"))) == []
         (fact,) = memory.query("preference")
@@ -129,18 +95,18 @@ def test_one_singleton_from_many_threads(kind: str, tmp_path: Path) -> None:
         assert_in_step(memory)
 
 
-@pytest.mark.parametrize("kind", STORAGES)
-def test_one_idempotency_key_from_many_threads(kind: str, tmp_path: Path) -> None:
-    with MemoryStore(sync_storage(kind, tmp_path), [hook_over(Unreliable())]) as memory:
+@places(awaited=False)
+def test_one_idempotency_key_from_many_threads(place: Place, tmp_path: Path) -> None:
+    with MemoryStore(place.storage(tmp_path), [hook_over(Unreliable())]) as memory:
         ids: list[str] = []
         assert at_once(8, lambda i: ids.append(memory.commit(note(f"by {i}"), idempotency_key="k"))) == []
         assert len(memory.query()) == len(set(ids)) == len(memory.log()) == 1
         assert_in_step(memory)
 
 
-@pytest.mark.parametrize("kind", STORAGES)
-async def test_fifty_tasks_on_one_async_store(kind: str, tmp_path: Path) -> None:
-    memory = AsyncMemoryStore(async_storage(kind, tmp_path), [hook_over(Unreliable())])
+@places(awaited=True)
+async def test_fifty_tasks_on_one_async_store(place: Place, tmp_path: Path) -> None:
+    memory = AsyncMemoryStore(place.storage(tmp_path), [hook_over(Unreliable())])
     register(memory)
 
     async def work(i: int) -> None:
@@ -175,10 +141,10 @@ class Slow(Unreliable):
         return done
 
 
-@pytest.mark.parametrize("kind", STORAGES)
-async def test_a_cancelled_call_is_all_or_nothing(kind: str, tmp_path: Path) -> None:
+@places(awaited=True)
+async def test_a_cancelled_call_is_all_or_nothing(place: Place, tmp_path: Path) -> None:
     vectors = Slow()
-    memory = AsyncMemoryStore(async_storage(kind, tmp_path), [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
+    memory = AsyncMemoryStore(place.storage(tmp_path), [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     outcomes = set()
     for i in range(60):
         before = {fact.id for fact in await memory.query()}

@@ -18,7 +18,6 @@ from memstate_langgraph import (
     Operation,
     ValidationFailed,
 )
-from tests.kit import memory as memory, open_store as open_store
 from tests.models import Note, Preference, note, preference
 
 Open = Callable[..., MemoryStore]

@@ -8,21 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from memstate_langgraph import Constraint, Fact, MemoryStore, SQLiteStorage
-from tests.stores import Preference, Unreliable, collect, hook_over, note
-
-
-def preference(role: str) -> Fact:
-    return Fact(type="preference", payload={"content": f"on {role}", "role": role})
+from memstate_langgraph import MemoryStore, SQLiteStorage
+from tests.models import note, preference, register
+from tests.stores import Unreliable, collect, hook_over
 
 
 def filled(path: Path, size: int) -> MemoryStore:
     memory = MemoryStore(SQLiteStorage(path, synchronous="OFF"), [hook_over(Unreliable(), grace=3600.0)])
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    register(memory)
+    memory.commit(note("the first", "first"), session_id="long ago")
     for start in range(0, size, 500):
         batch = range(start, min(start + 500, size))
         memory.commit_many([note(f"number {i}", f"n{i}") for i in batch], session_id="s")
-        memory.commit_many([preference(f"r{i}") for i in batch], session_id="t")
+        memory.commit_many([preference(f"r{i}", "on a topic") for i in batch], session_id="t")
     for i in range(size // 4):
         memory.update("n0", {"content": f"again {i}"}, session_id="s")
     return memory
@@ -54,8 +52,8 @@ def steps(memory: MemoryStore, action: Callable[[], object]) -> int:
 ACTIONS: dict[str, Callable[[MemoryStore], object]] = {
     "commit": lambda m: m.commit(note("new")),
     "commit with a key": lambda m: m.commit(note("new"), idempotency_key="k"),
-    "new singleton": lambda m: m.commit(preference("new")),
-    "known singleton": lambda m: m.commit(preference("r1"), session_id="t"),
+    "new singleton": lambda m: m.commit(preference("new", "on a topic")),
+    "known singleton": lambda m: m.commit(preference("r1", "on a topic"), session_id="t"),
     "update": lambda m: m.update("n1", {"content": "changed"}),
     "update of what changed often": lambda m: m.update("n0", {"content": "changed"}),
     "delete": lambda m: m.delete("n2"),
@@ -64,6 +62,7 @@ ACTIONS: dict[str, Callable[[MemoryStore], object]] = {
     "discard": lambda m: m.discard_session("s"),
     "rollback": lambda m: m.rollback(1),
     "rollback of a session": lambda m: m.rollback(1, session_id="s"),
+    "rollback of a session silent since": lambda m: m.rollback(1, session_id="long ago"),
     "transaction": lambda m: m.commit_many([note("one"), note("two")]),
     "get": lambda m: m.get("n3"),
     "log": lambda m: m.log(limit=5),

@@ -16,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 
 from memstate_langgraph import MemStateCheckpointer
+from tests.stores import SQLITE, Place, places
 
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 Durability = Literal["sync", "async", "exit"]
@@ -45,9 +46,12 @@ def graph(saver: BaseCheckpointSaver[Any], schema: Any = Delta) -> Any:
     return builder.compile(checkpointer=saver)
 
 
+everywhere = places(awaited=False, durable=True)
+
+
 @pytest.fixture
-def saver(tmp_path: Path) -> Iterator[MemStateCheckpointer]:
-    with MemStateCheckpointer.from_conn_string(str(tmp_path / "state.db")) as saver:
+def saver(place: Place, tmp_path: Path) -> Iterator[MemStateCheckpointer]:
+    with MemStateCheckpointer(place.open(tmp_path)) as saver:
         yield saver
 
 
@@ -60,6 +64,7 @@ def seen(app: Any) -> list[Any]:
     return [(snapshot.values, snapshot.next) for snapshot in app.get_state_history(CONFIG)]
 
 
+@everywhere
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 def test_a_delta_channel_reads_as_in_memory(saver: MemStateCheckpointer, durability: Durability) -> None:
     ours, theirs = graph(saver), graph(InMemorySaver())
@@ -72,6 +77,7 @@ def test_a_delta_channel_reads_as_in_memory(saver: MemStateCheckpointer, durabil
     assert ours.get_state(CONFIG).values["log"][-2:] == [fork.values["log"][-1], "by hand"]
 
 
+@everywhere
 async def test_a_delta_channel_through_the_async_door(saver: MemStateCheckpointer) -> None:
     ours, theirs = graph(saver), graph(InMemorySaver())
     for app in (ours, theirs):
@@ -80,6 +86,7 @@ async def test_a_delta_channel_through_the_async_door(saver: MemStateCheckpointe
     assert (await ours.aget_state(CONFIG)).values == (await theirs.aget_state(CONFIG)).values
 
 
+@everywhere
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 def test_a_thread_goes_on_when_its_channel_becomes_a_delta_channel(
     saver: MemStateCheckpointer, durability: Durability
@@ -93,6 +100,7 @@ def test_a_thread_goes_on_when_its_channel_becomes_a_delta_channel(
     assert len(told[0][0][0]["log"]) == 33
 
 
+@everywhere
 @pytest.mark.parametrize("keep", [1, 2, 7])
 def test_pruning_leaves_what_a_delta_channel_is_made_of(saver: MemStateCheckpointer, keep: int) -> None:
     app = graph(saver)
@@ -106,6 +114,7 @@ def test_pruning_leaves_what_a_delta_channel_is_made_of(saver: MemStateCheckpoin
     assert app.get_state(CONFIG).values["log"][: len(before[0][0]["log"])] == before[0][0]["log"]
 
 
+@pytest.mark.parametrize("place", [SQLITE], ids=["sqlite"])
 def test_a_long_line_of_ancestors_is_read_in_few_statements(saver: MemStateCheckpointer) -> None:
     class Rare(TypedDict):
         log: Annotated[list[str], DeltaChannel(joined, list, snapshot_frequency=1000)]

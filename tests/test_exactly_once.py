@@ -31,7 +31,8 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.staging import STAGES
 from tests import killed_graph
-from tests.stores import Note, Preference, Unreliable, assert_in_step, hook_over, note
+from tests.models import Note, Preference, note
+from tests.stores import Unreliable, assert_in_step, hook_over
 
 R = TypeVar("R")
 Durability = Literal["sync", "async", "exit"]
@@ -53,7 +54,7 @@ def vectors() -> Unreliable:
 def memory(tmp_path: Path, vectors: Unreliable) -> Iterator[MemoryStore]:
     memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook_over(vectors, grace=0.0, late=0.0)])
     memory.register_schema("note", Note)
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
+    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
     with memory:
         yield memory
     assert not STAGES._by_thread, "nothing stays on a stage"
@@ -80,7 +81,7 @@ def views(memory: MemoryStore) -> tuple[list[str], list[str]]:
     return contents(memory), found(memory)
 
 
-def line(memory: MemoryStore, *nodes: Callable[[State], Any], **options: Any) -> Any:
+def line(memory: MemoryStore, *nodes: Any, **options: Any) -> Any:
     """A graph of nodes one after another."""
     graph = StateGraph(State)
     before = START
@@ -363,8 +364,8 @@ def test_functions_and_their_tasks_are_transactions_too(memory: MemoryStore) -> 
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_a_key_that_another_took_meanwhile_is_an_update(memory: MemoryStore, durability: Durability) -> None:
     def writes(state: State) -> State:
-        memory.commit(Fact(type="preference", payload={"role": "r", "content": "mine"}))
-        outside(lambda: memory.commit(Fact(type="preference", payload={"role": "r", "content": "theirs"})))
+        memory.commit(Fact(type="preference", payload={"topic": "r", "content": "mine"}))
+        outside(lambda: memory.commit(Fact(type="preference", payload={"topic": "r", "content": "theirs"})))
         return {}
 
     line(memory, writes).invoke({}, CONFIG, durability=durability)

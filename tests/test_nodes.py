@@ -25,7 +25,8 @@ from memstate_langgraph import (
     ScopeError,
     ValidationFailed,
 )
-from tests.stores import PLACES, Note, Preference, Unreliable, assert_in_step, hook_over, note, texts
+from tests.models import Note, Preference, note
+from tests.stores import PLACES, Unreliable, assert_in_step, hook_over, texts
 
 
 class State(MessagesState, total=False):
@@ -124,7 +125,7 @@ def test_recall_as_a_message_replaces_its_earlier_one(bench: Bench) -> None:
 
 def test_recall_takes_a_query_and_types(bench: Bench) -> None:
     bench.memory.commit(note("tea", "a", namespace=ANA))
-    preference = Fact(id="b", type="preference", payload={"content": "tea", "role": "x"}, namespace=ANA)
+    preference = Fact(id="b", type="preference", payload={"content": "tea", "topic": "x"}, namespace=ANA)
     bench.memory.commit(preference)
     node = RecallNode(bench.store, query=lambda _: "tea", types=["preference"])
     assert [fact["id"] for fact in bench.step(node, {})["memories"]] == ["b"]
@@ -143,7 +144,7 @@ def test_facts_found_in_the_state_are_one_transaction(bench: Bench) -> None:
     found = [
         Note(content="a model"),
         note("a fact", session_id="someone else's", namespace=BOB),
-        {"type": "preference", "payload": {"content": "a dict", "role": "x"}, "source": "chat"},
+        {"type": "preference", "payload": {"content": "a dict", "topic": "x"}, "source": "chat"},
     ]
     state = bench.step(RememberNode(bench.store, "found", into="ids"), {"found": found})
     facts = {fact.id: fact for fact in bench.memory.query()}
@@ -180,7 +181,7 @@ def test_a_remember_task_that_runs_again_writes_once(bench: Bench) -> None:
         {"type": 7, "payload": {}},
         {"type": "note", "payload": {"content": "tea"}, "namespace": ["memories", "bob"]},
         {"type": "note", "payload": {"content": "tea"}, "id": "a"},
-        {"type": "preference", "payload": {"content": "tea", "role": "x"}},
+        {"type": "preference", "payload": {"content": "tea", "topic": "x"}},
     ],
 )
 def test_what_cannot_be_remembered_is_named_and_nothing_is_written(bench: Bench, found: Any) -> None:

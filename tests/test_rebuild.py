@@ -10,7 +10,8 @@ import pytest
 
 from memstate_langgraph import LeaseLost, MemoryStore, SQLiteStorage, ValidationFailed
 from tests.conftest import Opener
-from tests.stores import Unreliable, Words, assert_in_step, collect, found, hook_over, note
+from tests.models import note
+from tests.stores import Unreliable, Words, assert_in_step, collect, found, hook_over
 
 
 class Turned(Words):
@@ -154,6 +155,31 @@ def test_writers_and_readers_go_on_while_collections_are_rebuilt(tmp_path: Path)
         thread.join()
     assert errors == []
     assert_in_step(memory)
+
+
+def test_what_is_committed_while_the_vector_store_is_looked_through_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repair would take its vector away for a moment, and a search would miss the fact."""
+    vectors = Unreliable()
+    hook = hook_over(vectors)
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook])
+    ids = hook.adapter.ids
+    committed: list[str] = []
+
+    def ids_and_a_commit() -> Any:
+        held = ids()
+        committed.append(memory.commit(note(f"number {len(committed)}")))
+        return held
+
+    monkeypatch.setattr(hook.adapter, "ids", ids_and_a_commit)
+    assert memory.verify().ok
+    monkeypatch.undo()
+    held = set(vectors.store)
+    monkeypatch.setattr(hook.adapter, "ids", ids_and_a_commit)
+    assert memory.repair().ok
+    assert held <= set(vectors.store)
+    assert vectors.upserts == len(committed), "nothing is embedded again"
 
 
 def test_rebuild_takes_names_of_hooks(open_store: Opener) -> None:

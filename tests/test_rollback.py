@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from memstate_langgraph import ConflictError, Constraint, Fact, HookError, MemoryStore, Operation, ValidationFailed
+from memstate_langgraph import ConflictError, Fact, HookError, MemoryStore, Operation, ValidationFailed
 from tests.conftest import Opener
-from tests.stores import Preference, Unreliable, assert_in_step, found, hook_over, live, note, texts
+from tests.models import note
+from tests.stores import Unreliable, assert_in_step, found, hook_over, live, texts
 
 
 def apart_from_version(facts: dict[str, Fact]) -> dict[str, Fact]:
@@ -133,16 +134,15 @@ def test_a_deletion_by_another_session_is_a_change_too(memory: MemoryStore) -> N
 
 
 def test_a_key_that_someone_else_took_is_not_taken_back(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
-    mine = memory.commit(Fact(id="mine", type="preference", payload={"role": "food", "content": "x"}), session_id="s")
-    memory.update(mine, {"role": "drink"}, session_id="s")
-    theirs = memory.commit(Fact(type="preference", payload={"role": "food", "content": "y"}), session_id="t")
+    mine = memory.commit(Fact(id="mine", type="preference", payload={"topic": "food", "content": "x"}), session_id="s")
+    memory.update(mine, {"topic": "drink"}, session_id="s")
+    theirs = memory.commit(Fact(type="preference", payload={"topic": "food", "content": "y"}), session_id="t")
     assert theirs != mine
     with pytest.raises(ConflictError, match="'t'"):
         memory.rollback(1, session_id="s")
     memory.rollback(1, session_id="t")
     memory.rollback(1, session_id="s")
-    assert {fact.id: fact.payload["role"] for fact in memory.query()} == {"mine": "food"}
+    assert {fact.id: fact.payload["topic"] for fact in memory.query()} == {"mine": "food"}
     assert_in_step(memory)
 
 

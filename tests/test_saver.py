@@ -32,16 +32,19 @@ from pydantic import BaseModel
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
+    AsyncPostgresStorage,
     AsyncSQLiteStorage,
     DamagedCheckpoint,
     InMemoryStorage,
     MemoryStore,
     MemoryStoreError,
     MemStateCheckpointer,
+    PostgresStorage,
     SQLiteStorage,
     ValidationFailed,
 )
 from tests.models import note
+from tests.servers import behind_its_back, postgres_url, schema_of
 
 Saver = BaseCheckpointSaver[Any]
 STORES: dict[str, Callable[[Path], Any]] = {
@@ -49,6 +52,8 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "sqlite": lambda path: MemoryStore(SQLiteStorage(path)),
     "async memory": lambda path: AsyncMemoryStore(AsyncInMemoryStorage()),
     "async sqlite": lambda path: AsyncMemoryStore(AsyncSQLiteStorage(path)),
+    "postgres": lambda path: MemoryStore(PostgresStorage(postgres_url(), schema=schema_of(path))),
+    "async postgres": lambda path: AsyncMemoryStore(AsyncPostgresStorage(postgres_url(), schema=schema_of(path))),
 }
 
 
@@ -450,9 +455,9 @@ def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> N
     saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
     saver.delete_thread("t")
     saver.delete_thread("other")
-    engine: Any = saver.memory.storage.engine  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage
     for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
-        assert engine.writer.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+        assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
 
 
 def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
@@ -467,15 +472,15 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
 def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer) -> None:
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
-    engine: Any = saver.memory.storage.engine  # type: ignore[union-attr]
+    storage: Any = saver.memory.storage
     for damage in (
-        "UPDATE writes SET value = zeroblob(10)",
-        "UPDATE chunks SET data = zeroblob(10), packed = 0",
-        "UPDATE chunks SET data = zeroblob(10), packed = 1",
+        "UPDATE writes SET value = ?",
+        "UPDATE chunks SET data = ?, packed = 0",
+        "UPDATE chunks SET data = ?, packed = 1",
         "DELETE FROM chunks",
-        "UPDATE checkpoints SET body = zeroblob(10)",
+        "UPDATE checkpoints SET body = ?",
     ):
-        engine.writer.execute(damage)
+        behind_its_back(storage, damage, [bytes(10)] * damage.count("?"))
         fresh = forgetful(saver)
         with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
             list(chat(fresh).get_state_history(config("broken")))

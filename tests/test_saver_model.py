@@ -23,9 +23,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from memstate_langgraph import MemoryStore, MemStateCheckpointer, SQLiteStorage
+from memstate_langgraph import MemStateCheckpointer
 from memstate_langgraph.chunks import Recent
 from memstate_langgraph.pristine import Pristine
+from tests.stores import POSTGRES, SQLITE
 
 THREADS = ("a", "b", "c")
 SPACES = ("", "sub:1")
@@ -116,14 +117,13 @@ def spoil(found: CheckpointTuple | None) -> None:
 
 class Histories(RuleBasedStateMachine):
     serde: SerializerProtocol | None = None
+    place = SQLITE
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.model = Model()
-        self.savers = [
-            MemStateCheckpointer(MemoryStore(SQLiteStorage(self.folder / "state.db")), serde=self.serde) for _ in "ab"
-        ]
+        self.savers = [MemStateCheckpointer(self.place.open(self.folder), serde=self.serde) for _ in "ab"]
         self.numbers = itertools.count()
         self.versions: dict[str, int] = {}
 
@@ -315,6 +315,13 @@ SMALL = settings(
 
 def test_a_saver_reads_as_in_memory() -> None:
     run_state_machine_as_test(Histories, settings=SMALL)
+
+
+def test_a_saver_on_postgres_reads_as_in_memory() -> None:
+    class Served(Histories):
+        place = POSTGRES
+
+    run_state_machine_as_test(Served, settings=settings(SMALL, max_examples=15))
 
 
 def test_an_encrypted_saver_reads_as_in_memory() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from memstate_langgraph import (
-    Constraint,
     MemoryStore,
     SQLiteStorage,
     StorageBusy,
@@ -21,13 +20,13 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from tests.models import Note, Preference, note, preference
+from memstate_langgraph.ops import LastSeq, Plan, writes
+from tests.models import note, preference, register
 
 
 def open_store(path: Path, **options: Any) -> MemoryStore:
     memory = MemoryStore(SQLiteStorage(path, **options))
-    memory.register_schema("note", Note)
-    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
+    register(memory)
     return memory
 
 
@@ -201,3 +200,22 @@ def test_a_forgotten_close_neither_hangs_nor_shouts(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_write_plan_holds_the_file_from_its_first_question(tmp_path: Path) -> None:
+    """What it reads is what it changes, so nobody may write in between."""
+    path = tmp_path / "state.db"
+    storage = SQLiteStorage(path)
+    other = sqlite3.connect(path, timeout=0.0, isolation_level=None)
+
+    @writes
+    def plan() -> Plan[int]:
+        last = yield from LastSeq()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        return last
+
+    assert storage.run(plan()) == 0
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    storage.close()

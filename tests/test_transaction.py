@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memstate_langgraph import ConflictError, Constraint, Fact, FactNotFound, HookError, MemoryStore, ValidationFailed
+from memstate_langgraph import ConflictError, Fact, FactNotFound, HookError, MemoryStore, ValidationFailed
 from tests.conftest import Opener
-from tests.stores import Preference, Unreliable, assert_in_step, found, hook_over, live, note, texts
+from tests.models import note, preference
+from tests.stores import Unreliable, assert_in_step, found, hook_over, live, texts
 
 
 def test_all_of_it_is_one_transaction_of_the_log(memory: MemoryStore) -> None:
@@ -44,15 +45,14 @@ def test_it_reads_its_own_writes_and_nobody_else_does(reopen: Opener) -> None:
 
 
 def test_what_is_read_inside_is_a_copy(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference)
     with memory.transaction() as tx:
-        fact_id = tx.commit(Fact(type="preference", payload={"content": "x", "role": "r"}))
+        fact_id = tx.commit(Fact(type="preference", payload={"content": "x", "topic": "r"}))
         fact = tx.get(fact_id)
         assert fact is not None
         fact.payload["weight"] = "not a number"
         tx.query()[0].payload["weight"] = "not a number"
         patch = {"content": ["y"]}
-        other = tx.commit(note("free"))
+        other = tx.commit(Fact(type="free", payload={}))
         tx.update(other, {"content": patch["content"]})
         patch["content"].append("z")
     assert live(memory)[fact_id].payload["weight"] == 1
@@ -74,7 +74,6 @@ def test_an_error_in_the_block_leaves_nothing(memory: MemoryStore) -> None:
 
 
 def test_a_refused_change_can_be_caught_and_the_rest_committed(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference)
     with memory.transaction() as tx:
         tx.commit(note("kept", "a"))
         with pytest.raises(ValidationFailed):
@@ -124,26 +123,21 @@ def test_a_transaction_belongs_to_one_session(memory: MemoryStore) -> None:
 
 
 def test_keys_move_between_facts_within_one_transaction(memory: MemoryStore) -> None:
-    memory.register_schema("preference", Preference, Constraint(singleton_key="role"))
-
-    def preference(role: str, content: str) -> Fact:
-        return Fact(type="preference", payload={"role": role, "content": content})
-
     a = memory.commit(preference("one", "a"))
     b = memory.commit(preference("two", "b"))
     with memory.transaction() as tx:
-        tx.update(a, {"role": "spare"})
-        tx.update(b, {"role": "one"})
-        tx.update(a, {"role": "two"})
+        tx.update(a, {"topic": "spare"})
+        tx.update(b, {"topic": "one"})
+        tx.update(a, {"topic": "two"})
         with pytest.raises(ConflictError, match="already holds"):
-            tx.update(a, {"role": "one"})
-    assert {fact.id: fact.payload["role"] for fact in memory.query()} == {a: "two", b: "one"}
+            tx.update(a, {"topic": "one"})
+    assert {fact.id: fact.payload["topic"] for fact in memory.query()} == {a: "two", b: "one"}
     with memory.transaction() as tx:
         tx.delete(a)
         c = tx.commit(preference("two", "c"))
-    assert {fact.payload["role"]: fact.payload["content"] for fact in memory.query()} == {"one": "b", "two": "c"}
+    assert {fact.payload["topic"]: fact.payload["content"] for fact in memory.query()} == {"one": "b", "two": "c"}
     memory.rollback(2)
-    assert {fact.id: fact.payload["role"] for fact in memory.query()} == {a: "one", b: "two"}
+    assert {fact.id: fact.payload["topic"] for fact in memory.query()} == {a: "one", b: "two"}
     assert c not in live(memory) or c in (a, b)
     assert_in_step(memory)
 

@@ -15,7 +15,8 @@ import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from memstate_langgraph import AsyncChromaSyncHook, ChromaSyncHook, MemoryStore, VectorStoreSyncHook
-from tests.stores import PLACES, Words, assert_in_step, found, hook_over, live, note
+from tests.models import note, register
+from tests.stores import PLACES, Words, assert_in_step, found, hook_over, live
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def langchain_chroma(site: Site, **options: Any) -> VectorStoreSyncHook:
 
 
 def chroma_over(client: Any, **options: Any) -> VectorStoreSyncHook:
-    return ChromaSyncHook(client, uuid.uuid4().hex, "content", ["topic"], Words(), **options)
+    return ChromaSyncHook(client, uuid.uuid4().hex, "content", ["stars"], Words(), **options)
 
 
 def chroma_in_process(_: Site, **options: Any) -> VectorStoreSyncHook:
@@ -62,7 +63,7 @@ def chroma_server(site: Site, **options: Any) -> VectorStoreSyncHook:
 
 def chroma_async_client(site: Site, **options: Any) -> VectorStoreSyncHook:
     client = asyncio.run(chromadb.AsyncHttpClient(port=site.port))
-    return AsyncChromaSyncHook(client, uuid.uuid4().hex, "content", ["topic"], Words(), **options)
+    return AsyncChromaSyncHook(client, uuid.uuid4().hex, "content", ["stars"], Words(), **options)
 
 
 def qdrant(_: Site, **options: Any) -> VectorStoreSyncHook:
@@ -112,6 +113,7 @@ def open_with(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
     def open_one(**options: Any) -> MemoryStore:
         opened.append(place.open(tmp_path, [kind(Site(tmp_path, request), **options)]))
+        register(opened[-1])
         return opened[-1]
 
     yield open_one

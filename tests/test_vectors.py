@@ -29,8 +29,8 @@ from memstate_langgraph import (
     ValidationFailed,
     VectorStoreSyncHook,
 )
-from tests.kit import memory as memory, open_store as open_store
 from tests.models import Note, note, preference
+from tests.stores import awaited
 
 Open = Callable[..., MemoryStore]
 
@@ -353,8 +353,6 @@ def test_chroma(kind: str, open_store: Open, tmp_path: Path, request: pytest.Fix
 
 
 def test_chroma_over_the_async_client(chroma_server: int, tmp_path: Path) -> None:
-    from tests.kit import Blocking
-
     name = f"notes{time.time_ns()}"
 
     async def open_memory() -> AsyncMemoryStore:
@@ -364,12 +362,9 @@ def test_chroma_over_the_async_client(chroma_server: int, tmp_path: Path) -> Non
         memory.register_schema("note", Note)
         return memory
 
-    blocking = Blocking.__new__(Blocking)
-    starter = Blocking(AsyncMemoryStore(AsyncSQLiteStorage(tmp_path / "other.db")))
-    blocking._loop, blocking._thread = starter._loop, starter._thread
-    blocking.store = starter.wait(open_memory())
-    exercise(blocking)  # type: ignore[arg-type]
-    blocking.close()
+    memory = awaited(open_memory())
+    exercise(memory)
+    memory.close()
     assert chromadb.HttpClient(port=chroma_server).get_collection(name).count() == 2
 
 

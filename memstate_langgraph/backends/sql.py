@@ -12,9 +12,12 @@ from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
-from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Scan, Sql, Statements
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
-from memstate_langgraph.rules import matches
+from memstate_langgraph.rules import MAX_COUNT, matches
+
+FIRST_PAGE, LAST_PAGE = 100, 10_000
+"""How many facts are read at once where filters may refuse any of them."""
 
 # --- rows and values
 
@@ -31,7 +34,7 @@ def _fact_row(fact: Fact) -> Row:
         fact.source,
         fact.ts.isoformat(),
         fact.version,
-        int(fact.ephemeral),
+        fact.ephemeral,
         fact.singleton,
         json_text(fact.payload),
     )
@@ -170,8 +173,9 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
     return found
 
 
-def find_statement(query: Query) -> Scan:
-    where, parameters = ["1 = 1"], []
+def find_statement(query: Query, after: int, limit: int) -> Sql:
+    where: list[str] = ["seq > ?"]
+    parameters: list[Any] = [after]
     columns = (
         ("type", query.type),
         ("namespace", None if query.namespace is None else namespace_text(query.namespace)),
@@ -187,22 +191,23 @@ def find_statement(query: Query) -> Scan:
     if isinstance(wanted, str):
         where.append("id = ?")
         parameters.append(wanted)
-    return Scan(f"SELECT {_FACT} FROM facts WHERE {' AND '.join(where)} ORDER BY seq", parameters)
+    return Sql(f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*parameters, limit))
 
 
 def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
     # Filters are matched in Python: databases disagree about what equals what in JSON.
+    query = op.query
+    limit = MAX_COUNT if query.limit is None else query.limit
     found: list[Fact] = []
-    if op.query.limit == 0:
-        return found
-    rows = yield find_statement(op.query)
-    for row in rows:
-        fact = _fact(row)
-        if matches(fact, op.query.filters):
-            found.append(fact)
-            if len(found) == op.query.limit:
-                break
-    return found
+    after, page = 0, limit if not query.filters else min(max(limit, FIRST_PAGE), LAST_PAGE)
+    while len(found) < limit:
+        rows = yield find_statement(query, after, page)
+        facts = (_fact(row) for row in rows)
+        found += [fact for fact in facts if matches(fact, query.filters)]
+        if len(rows) < page:
+            break
+        after, page = rows[-1][-1], min(page * 4, LAST_PAGE)
+    return found[:limit]
 
 
 def reserve(op: ops.Reserve, d: Dialect) -> Statements[int]:
@@ -222,7 +227,7 @@ def append(op: ops.Append, d: Dialect) -> Statements[None]:
         and (entry.after is None or before.singleton != entry.after.singleton)
     ]
     if gone:
-        yield Sql(f"DELETE FROM facts WHERE {d.among('id')}", (d.listed(gone),))
+        yield Batch(f"DELETE FROM facts WHERE {d.among('id')}", [(d.listed(gone),)])
     rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]
     if rows:
         yield Batch(
@@ -233,11 +238,11 @@ def append(op: ops.Append, d: Dialect) -> Statements[None]:
         )
     if op.step:
         newest = entries[-1]
-        yield Sql(
-            "INSERT INTO steps (seq, tx, session_id) VALUES (?, ?, ?)", (newest.seq, newest.tx, newest.session_id)
+        yield Batch(
+            "INSERT INTO steps (seq, tx, session_id) VALUES (?, ?, ?)", [(newest.seq, newest.tx, newest.session_id)]
         )
     if op.undone:
-        yield Sql(f"DELETE FROM steps WHERE {d.among('tx')}", (d.listed(op.undone),))
+        yield Batch(f"DELETE FROM steps WHERE {d.among('tx')}", [(d.listed(op.undone),)])
 
 
 def read_log(op: ops.ReadLog, d: Dialect) -> Statements[list[Entry]]:
@@ -287,19 +292,23 @@ def last_seq(op: ops.LastSeq, d: Dialect) -> Statements[int]:
 
 def intend(op: ops.Intend, d: Dialect) -> Statements[None]:
     yield Batch(
-        f"INSERT INTO vectors ({_VECTOR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO vectors ({_VECTOR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # told twice
         [(v.id, v.index, v.fact_id, v.state, v.due, v.born, v.died, int(v.late)) for v in op.vectors],
     )
 
 
 def activate(op: ops.Activate, d: Dialect) -> Statements[int]:
-    ids = d.listed([vector_id for vector_id, _ in op.born])
-    ((intended,),) = yield Sql(f"SELECT count(*) FROM vectors WHERE {d.among('id')} AND state = 'intended'", (ids,))
+    # Made live first and counted then: where writers do not exclude each other, what an update met is locked.
     yield Batch(
         "UPDATE vectors SET state = 'live', due = NULL, born = ? WHERE id = ? AND state = 'intended'",
         [(seq, vector_id) for vector_id, seq in op.born],
     )
-    return int(intended)
+    ids = d.listed([vector_id for vector_id, _ in op.born])
+    first = min((seq for _, seq in op.born), default=0)
+    ((live,),) = yield Sql(
+        f"SELECT count(*) FROM vectors WHERE {d.among('id')} AND state = 'live' AND born >= ?", (ids, first)
+    )
+    return int(live)
 
 
 def retire(op: ops.Retire, d: Dialect) -> Statements[None]:
@@ -315,9 +324,9 @@ def retire(op: ops.Retire, d: Dialect) -> Statements[None]:
 
 def abandon(op: ops.Abandon, d: Dialect) -> Statements[None]:
     which, parameter = ("due < ?", op.now) if op.ids is None else (d.among("id"), d.listed(op.ids))
-    yield Sql(
+    yield Batch(
         f"UPDATE vectors SET state = 'retired', due = ?, late = 1 WHERE state = 'intended' AND {which}",
-        (op.now, parameter),
+        [(op.now, parameter)],
     )
 
 

@@ -47,11 +47,11 @@ def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
 
 
 def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
-    yield Sql("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", (op.thread_id, op.pool))
+    yield Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])
 
 
 def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
-    yield Sql(_SAVE_CHECKPOINT, (*op.row.place, *op.row[1:]))
+    yield Batch(_SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
 
 
 def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
@@ -112,6 +112,15 @@ def ancestors(op: ops.Ancestors, d: Dialect) -> Statements[list[ops.CheckpointRo
     thread_id, checkpoint_ns, _ = op.place
     parameters = (*op.place, thread_id, checkpoint_ns, op.limit, thread_id, checkpoint_ns)
     return _checkpoints((yield Sql(_ANCESTORS, parameters)))
+
+
+def thread_ids(op: ops.ThreadIds, d: Dialect) -> Statements[list[str]]:
+    rows = yield Sql(
+        "SELECT thread_id FROM checkpoints WHERE thread_id > ? UNION "
+        "SELECT thread_id FROM writes WHERE thread_id > ? ORDER BY thread_id LIMIT ?",
+        (op.after, op.after, op.limit),
+    )
+    return [thread_id for (thread_id,) in rows]
 
 
 def find_runs(op: ops.FindRuns, d: Dialect) -> Statements[list[ops.Place]]:
@@ -210,15 +219,15 @@ def drop_chunks(op: ops.DropChunks, d: Dialect) -> Statements[None]:
 
 def drop_thread(op: ops.DropThread, d: Dialect) -> Statements[None]:
     for table in ("checkpoints", "writes", "channel_values", "threads"):
-        yield Sql(f"DELETE FROM {table} WHERE thread_id = ?", (op.thread_id,))
+        yield Batch(f"DELETE FROM {table} WHERE thread_id = ?", [(op.thread_id,)])
 
 
 def copy_thread(op: ops.CopyThread, d: Dialect) -> Statements[None]:
     for table, columns in (("checkpoints", _CHECKPOINT), ("writes", _WRITE), ("channel_values", _VALUE)):
         rest = columns.partition(", ")[2]
-        yield Sql(
+        yield Batch(
             f"INSERT INTO {table} (thread_id, {rest}) SELECT ?, {rest} FROM {table} WHERE thread_id = ?",
-            (op.target, op.source),
+            [(op.target, op.source)],
         )
 
 
@@ -231,6 +240,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.SaveWrites: save_writes,
     ops.FindCheckpoints: find_checkpoints,
     ops.Ancestors: ancestors,
+    ops.ThreadIds: thread_ids,
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.ValueSpaces: value_spaces,

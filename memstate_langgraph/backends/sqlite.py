@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import sqlite3
 import threading
 import time
@@ -23,10 +22,10 @@ import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.statements import Batch, Sql, Statement
+from memstate_langgraph.backends.statements import Sql, Statement
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
-from memstate_langgraph.run import Progress, check_progress, drive, tell
+from memstate_langgraph.run import Progress, check_progress, drive, pauses, tell
 
 R = TypeVar("R")
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -166,10 +165,8 @@ class SQLiteEngine:
         def execute(statement: Statement) -> Any:
             if isinstance(statement, Sql):
                 return connection.execute(statement.text, statement.parameters).fetchall()
-            if isinstance(statement, Batch):
-                connection.executemany(statement.text, statement.rows)
-                return None
-            return connection.execute(statement.text, statement.parameters)
+            connection.executemany(statement.text, statement.rows)
+            return None
 
         def answer(op: ops.Op[Any]) -> Any:
             return drive(ANSWERS[type(op)](op, _DIALECT), execute)
@@ -267,14 +264,6 @@ class SQLiteEngine:
             f"SQLite {sqlite3.sqlite_version} is older than 3.51.3, in which a rare race between two "
             "connections resetting the write-ahead log was repaired"
         ]
-
-
-def pauses() -> Iterator[float]:
-    """Seconds to wait between attempts: short at first, longer later, never in step with the other one."""
-    longest = 0.001
-    while True:
-        yield random.uniform(0.0005, longest)
-        longest = min(longest * 2, 0.1)
 
 
 def statements_of(script: str) -> Iterator[str]:

@@ -28,15 +28,7 @@ class Batch:
     rows: Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """A statement whose rows are wanted one at a time; the answer is an iterable to read before the next."""
-
-    text: str
-    parameters: Sequence[Any] = ()
-
-
-Statement = Sql | Batch | Scan
+Statement = Sql | Batch
 Statements = Generator[Statement, Any, R]
 
 

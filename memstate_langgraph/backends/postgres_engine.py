@@ -1,0 +1,492 @@
+"""PostgreSQL: what a transaction is, when it runs again, what an error means. Once, for both doors.
+
+A writing plan takes the lock of what it asks about before it asks, and keeps it until it has committed: one lock
+for facts and log, one per thread and one per pool of chunks for checkpoints. It runs READ COMMITTED, so each
+question sees all that was committed before its lock was granted, and nothing that it saw changes meanwhile.
+SERIALIZABLE would give the same by aborting whoever read a page that another one wrote: on small tables all do.
+That `seq` rises in commit order needs one queue of writers anyway. Reading plans see one snapshot and no lock.
+
+What is here does no I/O: generators say what to exchange with the server, and the doors in `postgres` do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from memstate_langgraph import checkpoint_ops, ops
+from memstate_langgraph.backends.sql import ANSWERS
+from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement
+from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
+from memstate_langgraph.ops import Op, Work
+from memstate_langgraph.run import Progress, check_progress, pauses, relay, tell
+
+R = TypeVar("R")
+Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+SCHEMA_VERSION = 1
+NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
+TABLE_WORDS = re.compile(r"\b(FROM|JOIN|INTO|UPDATE) ([a-z_]+)\b")
+
+
+# --- what a door is asked to do
+
+
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """A connection from the pool, or a new one that is nobody else's."""
+
+    seconds: float
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    wire: Wire
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Send statements in one go; the answer has the rows of each."""
+
+    wire: Wire
+    statements: list[Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+Step = Borrow | GiveBack | Exchange | Pause
+Steps = Generator[Step, Any, R]
+
+
+class Dialect:
+    def among(self, column: str) -> str:
+        return f"{column} = ANY(?)"
+
+    def rows(self, alias: str) -> str:
+        return f"unnest(?::text[]) AS {alias}(value)"
+
+    def listed(self, values: Iterable[Any]) -> list[Any]:
+        return list(values)
+
+
+_DIALECT = Dialect()
+
+
+# --- locks
+
+
+class Lock(NamedTuple):
+    of: str
+    shared: bool = False
+
+
+_LOG = (ops.Load, ops.Holders, ops.Find, ops.Reserve, ops.Append, ops.ReadLog, ops.Steps, ops.LastSeq, ops.Hydrate)
+_KEEPS_CHUNKS = (checkpoint_ops.FindChunks, checkpoint_ops.SaveChunks, checkpoint_ops.JoinPool)
+
+
+def asked_about(op: Op[Any]) -> Iterator[Lock]:
+    """What a writing plan must hold while it relies on the answer to an op."""
+    if isinstance(op, _LOG):
+        yield Lock("log")
+    # tasks of one step save their writes at once; only who deletes them is in the way
+    shared = isinstance(op, checkpoint_ops.SaveWrites)
+    rows = [*getattr(op, "rows", ()), *([op.row] if isinstance(op, checkpoint_ops.SaveCheckpoint) else [])]
+    places = [*getattr(op, "places", ()), *(row.place for row in rows if hasattr(row, "place"))]
+    if isinstance(op, checkpoint_ops.Ancestors):
+        places.append(op.place)
+    threads = [getattr(op, name, None) for name in ("thread_id", "source", "target")]
+    for thread_id in sorted({place.thread_id for place in places} | {name for name in threads if name is not None}):
+        yield Lock(f"thread {thread_id}", shared)
+    pool = getattr(op, "pool", None)
+    if pool is not None:
+        yield Lock(f"pool {pool.hex()}", isinstance(op, _KEEPS_CHUNKS))
+
+
+# --- errors
+
+
+class _Again(Exception):
+    """Nothing was written and it may go better next time; `final` is what to say when there is no next time."""
+
+    def __init__(self, final: StorageError) -> None:
+        self.final = final
+
+
+class _InDoubt(Exception, Generic[R]):
+    """The connection was lost after COMMIT was sent."""
+
+    def __init__(self, transaction: Transaction, result: R) -> None:
+        self.transaction, self.result = transaction, result
+
+
+_LOST = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53300")
+
+
+@dataclass
+class Transaction:
+    """One attempt at a plan: what it holds, and what was not sent yet."""
+
+    wire: Wire
+    queue: list[Statement] = field(default_factory=list)
+    held: dict[str, bool] = field(default_factory=dict)
+    xid: str | None = None
+    tx: str | None = None
+    """What the log will call it, if it appends to the log."""
+
+    def send(self) -> Steps[list[list[Row]]]:
+        """Send what has gathered. Statements without an answer wait for one that has, to save a round trip."""
+        statements, self.queue = self.queue, []
+        results: list[list[Row]] = yield Exchange(self.wire, statements)
+        if self.xid is None:
+            self.xid = results[1][0][0]  # what `_begin` selects
+        return results
+
+
+class PostgresEngine:
+    """The rules for using one schema of one database; both doors share it."""
+
+    def __init__(self, where: str, schema: str, prefix: str, busy_timeout: float) -> None:
+        for name, text in (("schema", schema), ("prefix", "_" if prefix == "" else prefix)):
+            if not (isinstance(cast("object", text), str) and NAME.fullmatch(text)):
+                raise ValidationFailed(
+                    f"{name}: must be at most 30 small letters, digits and underscores, not {text!r}"
+                )
+        if busy_timeout <= 0:
+            raise ValidationFailed(f"busy_timeout: must be more than 0 seconds, not {busy_timeout!r}")
+        self.where = f"{where}, schema {schema!r}" + (f", prefix {prefix!r}" if prefix else "")
+        self.schema, self.prefix, self.busy_timeout = schema, prefix, busy_timeout
+        self.closed = False
+        self._prepared = False
+        self._script = resources.files(__package__).joinpath("schema/postgres.sql").read_text("utf-8")
+        self._tables = frozenset(re.findall(r"^CREATE TABLE \{prefix\}(\w+)", self._script, re.MULTILINE))
+        self._texts: dict[str, str] = {}
+
+    # --- statements
+
+    def text(self, text: str) -> str:
+        """A statement as psycopg wants it, about the tables of our schema."""
+        known = self._texts.get(text)
+        if known is None:
+            known = TABLE_WORDS.sub(self._qualified, text.replace("%", "%%").replace("?", "%s"))
+            self._texts[text] = known
+        return known
+
+    def _qualified(self, found: re.Match[str]) -> str:
+        word, table = found.groups()
+        return f"{word} {self.schema}.{self.prefix}{table}" if table in self._tables else found[0]
+
+    def lock(self, lock: Lock) -> Batch:
+        name = f"{self.schema}.{self.prefix} {lock.of}".encode()
+        key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+        return Batch(f"SELECT pg_advisory_xact_lock{'_shared' if lock.shared else ''}(?)", [(key,)])
+
+    def _begin(self, work: Work[Any], seconds: float) -> list[Statement]:
+        # No plan depends on what the tables looked like when a statement was first planned: an index is used
+        # from the first row on.
+        settings = {"enable_seqscan": "off", "jit": "off"}
+        if not work.write:
+            begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        else:
+            begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+            # If this machine vanishes, the server must not keep our locks until TCP notices.
+            settings["idle_in_transaction_session_timeout"] = f"{self.busy_timeout:.3f}s"
+            settings["lock_timeout"] = f"{seconds:.3f}s"
+            if not work.durable:
+                settings["synchronous_commit"] = "off"
+        calls = ", ".join("set_config(?, ?, true)" for _ in settings)
+        marker = "pg_current_xact_id()::text, " if work.write else ""
+        return [Sql(begin), Sql(f"SELECT {marker}{calls}", [part for pair in settings.items() for part in pair])]
+
+    # --- running
+
+    def running(self, work: Work[R]) -> Steps[R]:
+        """Run a plan in a transaction, again from the top as long as that may help."""
+        deadline = time.monotonic() + self.busy_timeout
+        for pause in pauses():
+            try:
+                yield from self.preparing()
+                return (yield from self._attempt(work, max(0.001, deadline - time.monotonic())))
+            except _InDoubt as doubt:
+                if (yield from self._took_place(doubt.transaction, deadline)):
+                    result: R = doubt.result
+                    return result
+            except _Again as again:
+                if time.monotonic() > deadline:
+                    raise again.final from again.__cause__
+            yield Pause(pause)
+        raise AssertionError
+
+    def _attempt(self, work: Work[R], seconds: float) -> Steps[R]:
+        wire = yield from self._borrow(seconds)
+        try:
+            return (yield from self._transact(wire, work, seconds))
+        except psycopg.Error as error:
+            self._raise_as_ours(error, wire)
+        finally:
+            yield from self._give_back(wire)
+
+    def _transact(self, wire: Wire, work: Work[R], seconds: float) -> Steps[R]:
+        transaction = Transaction(wire, self._begin(work, seconds))
+
+        def execute(statement: Statement) -> Steps[Any]:
+            transaction.queue.append(statement)
+            if isinstance(statement, Batch):
+                return None
+            return (yield from transaction.send())[-1]
+
+        def answer(op: Op[Any]) -> Steps[Any]:
+            if work.write:
+                for lock in asked_about(op):
+                    held_shared = transaction.held.get(lock.of)
+                    if held_shared is None or (held_shared and not lock.shared):
+                        transaction.queue.append(self.lock(lock))
+                        transaction.held[lock.of] = lock.shared
+            if isinstance(op, ops.Append):
+                transaction.tx = op.entries[0].tx
+            return (yield from relay(ANSWERS[type(op)](op, _DIALECT), execute))
+
+        result = yield from relay(work.start(), answer)
+        if transaction.xid is None:
+            yield from transaction.send()  # before COMMIT we must know whom to ask about afterwards
+        transaction.queue.append(Sql("COMMIT"))
+        try:
+            yield from transaction.send()
+        except psycopg.Error as error:
+            if work.write and is_lost(error, wire):
+                raise _InDoubt(transaction, result) from error
+            raise
+        return result
+
+    def _took_place(self, transaction: Transaction, deadline: float) -> Steps[bool]:
+        """Whether a transaction is in the log, once it has ended.
+
+        Not what PostgreSQL says of its number: after a crash a number that never reached the disk is given out
+        again, and somebody else's commit would be taken for ours. A transaction that did not append to the log
+        says what is (a checkpoint, an intent, a deletion), so it may simply run again.
+        """
+        failure: BaseException | None = None
+        for pause in pauses():
+            try:
+                if (yield from self._has_ended(transaction, deadline)):
+                    found = yield from self._asking(deadline, "SELECT 1 FROM log WHERE tx = ? LIMIT 1", transaction.tx)
+                    return bool(found)
+            except (psycopg.Error, StorageError) as error:
+                failure = error
+            if time.monotonic() > deadline:
+                raise OutcomeUnknown(
+                    f"{self.where}: the connection was lost during COMMIT and the server did not say within "
+                    f"{self.busy_timeout} s whether transaction {transaction.xid} took place; look before trying again"
+                ) from failure
+            yield Pause(pause)
+        raise AssertionError
+
+    def _has_ended(self, transaction: Transaction, deadline: float) -> Steps[bool]:
+        try:
+            status = yield from self._asking(deadline, "SELECT pg_xact_status(?::xid8)", transaction.xid)
+        except psycopg.errors.InvalidParameterValue:
+            return True  # a number of the future: another server took over, and it never heard of ours
+        return bool(status != [("in progress",)])
+
+    def _asking(self, deadline: float, text: str, parameter: Any) -> Steps[list[Row]]:
+        """The rows of one statement, on a connection that may turn out to be lost as well."""
+        wire = yield from self._borrow(max(0.001, deadline - time.monotonic()))
+        try:
+            rows: list[Row] = (yield Exchange(wire, [Sql(text, (parameter,))]))[0]
+            return rows
+        finally:
+            yield from self._give_back(wire)
+
+    # --- connections
+
+    def _borrow(self, seconds: float, *, alone: bool = False) -> Steps[Wire]:
+        if self.closed:
+            raise StorageClosed(f"{self.where}: the storage was closed")
+        try:
+            wire: Wire = yield Borrow(seconds, alone)
+        except PoolTimeout as error:
+            yield from self._give_back((yield from self._borrow(seconds, alone=True)), alone=True)  # is there a server?
+            raise StorageBusy(
+                f"{self.where}: all connections of the pool were in use for {seconds:.3g} s; nothing was written, "
+                "try again, or allow more connections"
+            ) from error
+        except PoolClosed as error:
+            raise StorageClosed(f"{self.where}: the pool of connections was closed") from error
+        except psycopg.Error as error:
+            raise StorageError(f"{self.where}: cannot connect: {said(error)}") from error
+        return wire
+
+    def _give_back(self, wire: Wire, *, alone: bool = False) -> Steps[None]:
+        try:
+            if wire.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                yield Exchange(wire, [Sql("ROLLBACK")])
+        except psycopg.Error:
+            pass  # the connection is lost, and its transaction with it
+        finally:
+            yield GiveBack(wire, alone)
+
+    def _raise_as_ours(self, error: psycopg.Error, wire: Wire) -> NoReturn:
+        """The driver's errors are understood here and nowhere else."""
+        state = error.sqlstate or ""
+        if state == "25006":
+            # After a failover our connections may lead to what is a standby now; a new one finds the primary.
+            wire.pgconn.finish()
+            raise _Again(StorageError(f"{self.where}: the server is read-only: {said(error)}")) from error
+        if is_lost(error, wire):
+            raise _Again(
+                StorageError(f"{self.where}: the connection was lost: {said(error)}; nothing was written")
+            ) from error
+        if state in ("40001", "40P01"):
+            raise _Again(busy(self.where, error)) from error
+        if state in ("55P03", "57014"):  # waited for a lock, or for the statement, as long as was allowed
+            raise busy(self.where, error) from error
+        if isinstance(error, psycopg.DataError) or state == "54000":
+            raise ValidationFailed(f"{self.where}: PostgreSQL cannot store this: {said(error)}") from error
+        raise StorageError(f"{self.where}: {said(error)}") from error
+
+    # --- set-up and care
+
+    def _patiently(self, attempt: Callable[[], Steps[R]]) -> Steps[R]:
+        """Try what writes no facts, again as long as that may help."""
+        deadline = time.monotonic() + self.busy_timeout
+        for pause in pauses():
+            try:
+                return (yield from attempt())
+            except _Again as again:
+                if time.monotonic() > deadline:
+                    raise again.final from again.__cause__
+            yield Pause(pause)
+        raise AssertionError
+
+    def opening(self) -> Steps[None]:
+        return (yield from self._patiently(self.preparing))
+
+    def vacuuming(self, progress: Progress | None) -> Steps[int]:
+        """VACUUM table by table. What a role may not vacuum the server skips, with a warning."""
+        check_progress(progress)
+        yield from self._patiently(self.preparing)
+        freed, tables = 0, sorted(self._tables)
+        for done, table in enumerate(tables, 1):
+            name = f"{self.schema}.{self.prefix}{table}"
+            freed += yield from self._patiently(lambda name=name: self._vacuum(name))  # type: ignore[misc]
+            tell(progress, "giving space back", done, len(tables))
+        return max(0, freed)
+
+    def _vacuum(self, table: str) -> Steps[int]:
+        wire = yield from self._borrow(self.busy_timeout, alone=True)  # its settings are not the pool's
+        size = Sql("SELECT pg_total_relation_size(?::regclass)", (table,))
+        try:
+            yield Exchange(wire, [Sql("SELECT set_config('lock_timeout', ?, false)", (f"{self.busy_timeout:.3f}s",))])
+            ((before,),) = (yield Exchange(wire, [size]))[0]
+            yield Exchange(wire, [Sql(f"VACUUM {table}")])
+            ((after,),) = (yield Exchange(wire, [size]))[0]
+        except psycopg.Error as error:
+            self._raise_as_ours(error, wire)
+        finally:
+            yield from self._give_back(wire, alone=True)
+        return int(before - after)
+
+    def preparing(self) -> Steps[None]:
+        """Make the tables if they are not there. Any number of processes may do this at once."""
+        if self._prepared:
+            return
+        wire = yield from self._borrow(self.busy_timeout, alone=True)
+        try:
+            if not (yield from self._is_set_up(wire)):
+                yield from self._set_up(wire)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StorageError(
+                f"{self.where}: the tables are not there and this role may not make them ({said(error)}); open the "
+                "storage once with a role that may"
+            ) from error
+        except psycopg.errors.DuplicateObject as error:
+            raise self._taken(error) from error
+        except psycopg.Error as error:
+            self._raise_as_ours(error, wire)
+        finally:
+            yield from self._give_back(wire, alone=True)
+        self._prepared = True
+
+    def _taken(self, error: psycopg.Error) -> StorageError:
+        return StorageError(
+            f"{self.where}: has tables that memstate_langgraph did not make ({said(error)}); give it a schema or "
+            "prefix of its own"
+        )
+
+    def _is_set_up(self, wire: Wire) -> Steps[bool]:
+        # asked as a query and not with to_regclass, which may answer from a cache older than the lock we hold
+        asked = Sql(
+            "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = ? AND tablename = ?), "
+            "current_setting('server_encoding')",
+            (self.schema, f"{self.prefix}memstate"),
+        )
+        ((there, encoding),) = (yield Exchange(wire, [asked]))[0]
+        if encoding != "UTF8":
+            raise StorageError(f"{self.where}: the database's encoding is {encoding}; it must be UTF8")
+        if not there:
+            return False
+        ((version,),) = (yield Exchange(wire, [Sql("SELECT version FROM memstate")]))[0]
+        if version != SCHEMA_VERSION:
+            raise StorageError(
+                f"{self.where}: has schema version {version}, this release of memstate_langgraph reads "
+                f"{SCHEMA_VERSION}; open it with the release that wrote it"
+            )
+        return True
+
+    def _set_up(self, wire: Wire) -> Steps[None]:
+        yield Exchange(wire, [Sql("BEGIN ISOLATION LEVEL READ COMMITTED")])
+        yield Exchange(wire, [self.lock(Lock("schema"))])
+        if not (yield from self._is_set_up(wire)):
+            # asked first, because a role that may make tables in a schema need not be one that may make schemas
+            rows = (yield Exchange(wire, [Sql("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self.schema,))]))[0]
+            if not rows:
+                yield Exchange(wire, [Sql(f"CREATE SCHEMA IF NOT EXISTS {self.schema}")])
+            yield Exchange(wire, [Sql(f"SET LOCAL search_path = {self.schema}, pg_temp")])
+            try:
+                yield Exchange(wire, [Sql(self._script.replace("{prefix}", self.prefix))])
+            except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction) as error:
+                raise self._taken(error) from error
+            yield Exchange(wire, [Sql("INSERT INTO memstate (version) VALUES (?)", (SCHEMA_VERSION,))])
+        yield Exchange(wire, [Sql("COMMIT")])
+
+
+def is_lost(error: psycopg.Error, wire: Wire) -> bool:
+    """Whether an error says that the connection is of no use any more; if so, it is closed."""
+    state = error.sqlstate or ""
+    ours = isinstance(error, psycopg.OperationalError) and not state  # the driver's own, such as a broken pipeline
+    if wire.closed or ours or state in _LOST or state.startswith("08"):
+        wire.pgconn.finish()
+        return True
+    return False
+
+
+def said(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def busy(where: str, error: psycopg.Error) -> StorageBusy:
+    return StorageBusy(f"{where}: other writers were in the way ({said(error)}); nothing was written, try again")
+
+
+def named(conninfo: str) -> str:
+    """Which server and database, without the password."""
+    try:
+        parts = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        raise ValidationFailed(f"url: is not a PostgreSQL URL or connection string: {said(error)}") from None
+    host, port, database = parts.get("host", "localhost"), parts.get("port", 5432), parts.get("dbname", "")
+    return f"postgresql://{host}:{port}/{database}"

@@ -1,0 +1,257 @@
+"""Everything that can go wrong, often: `python -m tests.torture [--minutes 30] [--scale 1.0] [--seed N]`.
+
+Kills at every point of every operation and at random moments, all other faults, histories of four processes,
+mutants. One table at the end; the exit code is 1 if anything is wrong or less was done than asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, fields
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tests import histories, mutants, soak
+from tests.children import warm
+from tests.faults import FAULTS
+from tests.matrix import OPERATIONS, Case, Matrix
+
+WORKERS = 2
+
+KILLS, OPERATIONS_DONE, HISTORIES = 2_000, 100_000, 200
+"""What a run at scale 1 must reach."""
+
+OTHER_FAULTS = 800
+"""Trials of faults that do not kill, drawn from all of them."""
+
+SOAK_KILLS, SOAK_SECONDS = 5, 6.0
+"""A store lives through so many kills, each after up to so many seconds of work."""
+
+
+@dataclass
+class Tally:
+    """What was done and what was found, added up over all jobs."""
+
+    kills: int = 0
+    faults: int = 0
+    acknowledged: int = 0
+    drifts: int = 0
+    lost: int = 0
+    histories: int = 0
+    anomalies: int = 0
+    mutants: int = 0
+    caught: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+# --- jobs: each runs in one of the workers
+
+
+MATRIX: Matrix
+"""Made before the workers are forked, so that they all share its seeded folders."""
+
+
+def place_faults(cases: Sequence[Case]) -> Tally:
+    tally = Tally()
+    for case in cases:
+        problems = MATRIX.trial(case)
+        tally.kills += case.fault == "kill"
+        tally.faults += case.fault != "kill"
+        tally.drifts += bool(problems)
+        tally.problems += problems
+    return tally
+
+
+def work_and_die(seed: int) -> Tally:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = soak.kill_and_look(Path(folder), SOAK_KILLS, seed, SOAK_SECONDS)
+        except AssertionError as error:
+            lost = "lost" in str(error)
+            return Tally(kills=SOAK_KILLS, drifts=not lost, lost=lost, problems=[str(error)])
+    return Tally(kills=SOAK_KILLS, acknowledged=done)
+
+
+def keep_history(seed: int) -> Tally:
+    with tempfile.TemporaryDirectory() as folder:
+        history = histories.record(Path(folder) / "state.db", seed, killing=seed % 4 == 0)
+        found = [f"history with seed {seed}: {anomaly}" for anomaly in history.anomalies()]
+        return Tally(
+            kills=history.killed,
+            acknowledged=history.acknowledged,
+            histories=1,
+            anomalies=len(found),
+            lost=sum("lost" in anomaly for anomaly in found),
+            problems=found,
+        )
+
+
+def try_mutant(mutant: mutants.Mutant) -> Tally:
+    with tempfile.TemporaryDirectory() as folder:
+        test, _ = mutants.caught_by(mutant, Path(folder))
+    return Tally(mutants=1, caught=test is not None, problems=[] if test else [f"nothing catches {mutant.breaks!r}"])
+
+
+Job = Callable[[], Tally]
+
+
+def safely(job: Job) -> Tally:
+    logging.disable(logging.WARNING)  # a failing vector store is what happens here all the time
+    try:
+        return job()
+    except BaseException:
+        return Tally(problems=[traceback.format_exc()])
+
+
+# --- which jobs
+
+
+def all_cases(fault: str) -> list[Case]:
+    doors = {"interrupt": ["sync"], "late": ["sync"], "cancel": ["async"], "locked": ["sync"]}
+    doors["locked for long"] = ["sync"]
+    return [
+        case
+        for operation in OPERATIONS
+        for door in doors.get(fault, ["sync", "async"])
+        for case in MATRIX.cases(operation, door, fault)
+    ]
+
+
+def batches(cases: Sequence[Case], size: int = 10) -> Iterator[Job]:
+    for start in range(0, len(cases), size):
+        yield partial(place_faults, cases[start : start + size])
+
+
+def planned(scale: float, seed: int) -> dict[str, list[Job]]:
+    dice = random.Random(seed)
+    kills = all_cases("kill")
+    rounds = [dice.sample(kills, len(kills)) for _ in range(1 + round(KILLS * scale) // len(kills))]
+    others = [case for fault in FAULTS if fault != "kill" for case in all_cases(fault)]
+    chosen = dice.sample(mutants.MUTANTS, max(1, min(len(mutants.MUTANTS), round(len(mutants.MUTANTS) * scale))))
+    return {
+        "histories": [partial(keep_history, seed * 10_000 + i) for i in range(max(1, round(HISTORIES * scale)))],
+        "kills at every point": list(batches(list(itertools.chain(*rounds))[: round(KILLS * scale)])),
+        "other faults": list(batches(dice.sample(others, min(len(others), round(OTHER_FAULTS * scale))))),
+        "mutants": [partial(try_mutant, mutant) for mutant in chosen],
+    }
+
+
+def run(minutes: float, scale: float, seed: int, console: Console) -> Tally:
+    deadline = time.monotonic() + minutes * 60
+    tally, parts = Tally(), planned(scale, seed)
+    wanted = round(OPERATIONS_DONE * scale)
+    operations = "operations"
+
+    def jobs() -> Iterator[tuple[str, Job]]:
+        for name, its in parts.items():
+            for job in its:
+                yield name, job
+        for each in itertools.count(seed * 10_000):
+            if tally.acknowledged >= wanted:
+                return
+            yield operations, partial(work_and_die, each)
+
+    columns = (TextColumn("{task.description:21}"), BarColumn(), MofNCompleteColumn())
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("fork")) as pool:
+        # forked before the progress bar has a thread, whose locks the workers and their children would inherit
+        pool.submit(int).result()
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+            bars = {name: progress.add_task(name, total=len(its)) for name, its in parts.items()}
+            bars[operations] = progress.add_task(operations, total=wanted)
+            for name, found in completed(pool, jobs(), deadline):
+                tally.add(found)
+                for problem in found.problems:
+                    console.print(problem, style="red", markup=False, highlight=False)
+                if name != operations:
+                    progress.advance(bars[name])
+                progress.update(bars[operations], completed=min(tally.acknowledged, wanted))
+    return tally
+
+
+def completed(
+    pool: ProcessPoolExecutor, jobs: Iterator[tuple[str, Job]], deadline: float
+) -> Iterator[tuple[str, Tally]]:
+    """Run jobs, as many at once as there are workers, until there are none or it is late."""
+    running: dict[Future[Tally], str] = {}
+    while True:
+        while len(running) < WORKERS and time.monotonic() < deadline and (job := next(jobs, None)):
+            running[pool.submit(safely, job[1])] = job[0]
+        if not running:
+            return
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(done), done.result()
+
+
+# --- the table
+
+
+def report(tally: Tally, scale: float, seconds: float, seed: int, console: Console) -> bool:
+    """Print the table; whether all is well."""
+    rows: list[tuple[str, int, str, bool]] = []
+
+    def at_least(label: str, count: int, wanted: int) -> None:
+        rows.append((label, count, f"at least {round(wanted * scale):,}", count >= round(wanted * scale)))
+
+    def none(label: str, count: int) -> None:
+        rows.append((label, count, "0", count == 0))
+
+    at_least("kills", tally.kills, KILLS)
+    at_least("other faults", tally.faults, OTHER_FAULTS)
+    at_least("acknowledged operations", tally.acknowledged, OPERATIONS_DONE)
+    none("drifts", tally.drifts)
+    none("lost acknowledgements", tally.lost)
+    at_least("concurrent histories", tally.histories, HISTORIES)
+    none("anomalies", tally.anomalies)
+    rows.append(("mutants caught", tally.caught, f"all of {tally.mutants}", tally.caught == tally.mutants > 0))
+    table = Table("", "found", "wanted", "", title=f"torture, seed {seed}, {seconds / 60:.1f} minutes")
+    table.columns[1].justify = "right"
+    for label, count, wanted, well in rows:
+        table.add_row(label, f"{count:,}", wanted, "[green]ok[/green]" if well else "[red]WRONG[/red]")
+    console.print(table)
+    return all(well for *_, well in rows) and not tally.problems
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="begin nothing new after so many (30)")
+    parser.add_argument("--scale", type=float, default=1.0, help="do this share of the whole (1.0)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeat the run with this seed")
+    options = parser.parse_args(arguments)
+    console = Console()
+    console.print(f"seed {options.seed}: repeat with --seed {options.seed}")
+    os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+    began = time.monotonic()
+    folder = tempfile.mkdtemp()
+    try:
+        warm()
+        global MATRIX
+        MATRIX = Matrix(Path(folder))
+        tally = run(options.minutes, options.scale, options.seed, console)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    well = report(tally, options.scale, time.monotonic() - began, options.seed, console)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
