@@ -26,6 +26,8 @@ class CheckpointRow(NamedTuple):
     body: bytes
     metadata_kind: str
     metadata: bytes
+    position: int | None = None
+    """Of the log when the checkpoint is stored; given by storage unless it is known already."""
 
 
 class WriteRow(NamedTuple):

@@ -55,7 +55,7 @@ from memstate_langgraph.chunks import (
     pack_pieces,
     unpack_pieces,
 )
-from memstate_langgraph.errors import ConflictError, DamagedCheckpoint
+from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
 from memstate_langgraph.facts import Fact, Query
 from memstate_langgraph.ops import Plan, reads, writes
 from memstate_langgraph.packing import unpack_typed
@@ -311,6 +311,19 @@ def ancestry(place: Place, channels: Sequence[str], lens: Lens, recent: Recent, 
         if len(rows) < GENERATIONS:
             return line
         place = rows[-1].place
+
+
+# --- rewinding
+
+
+def rewound(place: Place, fresh: str, body: tuple[str, bytes], metadata: tuple[str, bytes]) -> Plan[Place]:
+    """Make a checkpoint the head of its thread again: a new one with its values, made from it."""
+    rows = yield from FindCheckpoints(*place)
+    if not rows:
+        raise ValidationFailed(f"rewind: there is no checkpoint {place.checkpoint_id!r} of thread {place.thread_id!r}")
+    head = place._replace(checkpoint_id=fresh)
+    yield from SaveCheckpoint(CheckpointRow(head, place.checkpoint_id, None, *body, *metadata))
+    return head
 
 
 # --- removing

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import operator
 import time
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Query, ScoredFact, Vector, utcnow
@@ -44,6 +46,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
+from memstate_langgraph.past import Diff, Moment, diff as past_diff, facts_at, position as past_position
 from memstate_langgraph.plans import By, Change, Discard, Draft, Promote, Rollback
 from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
@@ -61,6 +64,8 @@ from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 logger = logging.getLogger("memstate_langgraph")
+
+R = TypeVar("R")
 
 ATTEMPTS = 20
 """How often a change is decided anew because others changed the same facts meanwhile."""
@@ -155,8 +160,12 @@ def commit(
     approved: list[Any] | None,
     retire_at: float,
     now: float,
+    besides: Callable[[], Plan[None]] | None = None,
 ) -> Plan[tuple[Draft, list[Entry] | None]]:
-    """Commit if everything wanted is prepared and approved; otherwise None, and nothing was written."""
+    """Commit if everything wanted is prepared and approved; otherwise None, and nothing was written.
+
+    What is to be done `besides` is done in the same transaction.
+    """
     if previewed is not None and (yield from LastSeq()) == previewed.at:
         draft = previewed  # whatever a decision rests on changes only with the log
     else:
@@ -166,6 +175,8 @@ def commit(
         return draft, None
     entries = yield from draft.append()
     yield from go_live(entries, texts, prepared, retire_at, now)
+    if besides is not None:
+        yield from besides()
     return draft, entries
 
 
@@ -364,10 +375,12 @@ class Core:
         transaction.changes.append(change)
         return trial.results[-1]
 
-    def write(self, changes: Sequence[Change]) -> Flow[tuple[Draft, list[Entry]]]:
+    def write(
+        self, changes: Sequence[Change], besides: Callable[[], Plan[None]] | None = None
+    ) -> Flow[tuple[Draft, list[Entry]]]:
         prepared: dict[tuple[str, str], Prepared] = {}
         try:
-            draft, entries = yield from self._written(changes, prepared)
+            draft, entries = yield from self._written(changes, prepared, besides)
         except Exception:
             yield from self._give_up(prepared)
             raise
@@ -375,7 +388,10 @@ class Core:
         return draft, entries
 
     def _written(
-        self, changes: Sequence[Change], prepared: dict[tuple[str, str], Prepared]
+        self,
+        changes: Sequence[Change],
+        prepared: dict[tuple[str, str], Prepared],
+        besides: Callable[[], Plan[None]] | None,
     ) -> Flow[tuple[Draft, list[Entry]]]:
         approved: list[Any] | None = None
         new_draft = self.new_draft().copy  # one time and one tx for all attempts
@@ -386,7 +402,7 @@ class Core:
         for _ in range(ATTEMPTS):
             now = time.time()
             draft, entries = yield commit(
-                changes, new_draft, draft, self.wanted, prepared, approved, now + self.grace, now
+                changes, new_draft, draft, self.wanted, prepared, approved, now + self.grace, now, besides
             )
             if entries is not None:
                 return draft, entries
@@ -460,6 +476,16 @@ class Core:
         if not immediate:
             draft.over(unit.draft for stage in self.visible() for unit in stage.units)
         return Transaction(by, draft.now, draft, immediate)
+
+    def rewind(self, rollback: Rollback, also: Callable[[], Plan[R]]) -> Flow[tuple[list[str], R]]:
+        """Roll back and do something else in the same transaction."""
+        results: list[R] = []
+
+        def besides() -> Plan[None]:
+            results[:] = [(yield from also())]
+
+        draft, _ = yield from self.write([rollback], besides)
+        return draft.results[0], results[0]
 
     def finish(self, transaction: Transaction) -> Flow[None]:
         if transaction.changes:
@@ -594,16 +620,22 @@ class Core:
                 facts[fact_id] = fact
         return facts
 
-    def get(self, fact_id: str) -> Flow[Fact | None]:
+    def get(self, fact_id: str, as_of: Moment | None = None) -> Flow[Fact | None]:
         check_text(fact_id, "fact_id")
+        if as_of is not None:
+            then: list[Fact] = yield facts_at(as_of, fact_id)
+            return then[0] if then else None
         overlay = self.overlay()
         if fact_id in overlay:
             return overlay[fact_id]
         fact: Fact | None = yield load(fact_id)
         return fact
 
-    def query(self, query: Query) -> Flow[list[Fact]]:
+    def query(self, query: Query, as_of: Moment | None = None) -> Flow[list[Fact]]:
         query = checked(query)
+        if as_of is not None:
+            then: list[Fact] = yield facts_at(as_of)
+            return [fact for fact in then if answers(fact, query)][: query.limit]
         if query.type in (CHECKPOINT_TYPE, WRITE_TYPE):
             from memstate_langgraph.checkpoints import as_facts  # loads LangGraph, which facts alone do not need
 
@@ -616,7 +648,12 @@ class Core:
         return facts[: query.limit]
 
     def search(
-        self, query: str, limit: int | None, score_threshold: float | None, scope: Query
+        self,
+        query: str,
+        limit: int | None,
+        score_threshold: float | None,
+        scope: Query,
+        as_of: Moment | None = None,
     ) -> Flow[list[ScoredFact]]:
         if not self.vectors:
             raise MemoryStoreError("search: this store has no vector hook; add a VectorStoreSyncHook")
@@ -630,7 +667,11 @@ class Core:
         scope = checked(scope)
         best: dict[str, ScoredFact] = {}
         for hook in self.vectors:
-            for found in (yield from self._search(hook, query, limit, score_threshold, scope)):
+            if as_of is None:
+                hits = yield from self._search(hook, query, limit, score_threshold, scope)
+            else:
+                hits = yield from self._search_past(hook, query, score_threshold, scope, as_of)
+            for found in hits:
                 known = best.get(found.fact.id)
                 if known is None or found.score > known.score:
                     best[found.fact.id] = found
@@ -677,7 +718,30 @@ class Core:
                 return found[:limit]
         raise HookError(f"vector store {hook.name!r}: a search took longer than the grace time of {hook.grace} s")
 
-    def log(self, question: ReadLog) -> Flow[list[Entry]]:
+    def _search_past(
+        self, hook: VectorStoreSyncHook, query: str, threshold: float | None, scope: Query, as_of: Moment
+    ) -> Flow[list[ScoredFact]]:
+        """By cosine over the texts of then, all embedded anew: their vectors may be gone, and scores must compare."""
+        then: list[Fact] = yield facts_at(as_of)
+        texts = [(fact, text) for fact in then if answers(fact, scope) and (text := hook.text_of(fact)) is not None]
+        if not texts:
+            return []
+        deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
+        vectors, wanted = yield from ask(hook, "embed", [text.text for _, text in texts], query, deadline=deadline)
+        found = [ScoredFact(fact, cosine(vector, wanted)) for (fact, _), vector in zip(texts, vectors, strict=True)]
+        return [one for one in found if threshold is None or one.score >= threshold]
+
+    def position(self, moment: Moment) -> Flow[int]:
+        at: int = yield past_position(moment)
+        return at
+
+    def diff(self, start: Moment, end: Moment | None) -> Flow[Diff]:
+        found: Diff = yield past_diff(start, end)
+        return found
+
+    def log(self, question: ReadLog, as_of: Moment | None = None) -> Flow[list[Entry]]:
+        if as_of is not None:
+            question = replace(question, until=(yield past_position(as_of)))
         if question.limit is not None:
             check_count(question.limit, "limit")
         for name in ("session_id", "fact_id"):
@@ -685,6 +749,11 @@ class Core:
                 check_text(text, name)
         entries: list[Entry] = yield read_log(question)
         return entries
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    size = math.hypot(*one) * math.hypot(*other)
+    return sum(map(operator.mul, one, other)) / size if size else 0.0
 
 
 def checked(query: Query) -> Query:

@@ -36,6 +36,9 @@ class Result:
     def concerns(self, stage: Stage) -> bool:
         return any(level.task_id == self.task_id for level in stage.task.levels)
 
+    def contains(self, stage: Stage) -> bool:  # noqa: ARG002 -- as `Saved` has it
+        return False
+
     def lands(self, stage: Stage) -> Plan[bool]:
         at = next(i for i, level in enumerate(stage.task.levels) if level.task_id == self.task_id)
         # under `exit`, the checkpoints inside a subgraph are never stored
@@ -58,6 +61,9 @@ class Saved:
         if stage.proof is not None and self.place in stage.places():
             return True
         return stage.task.run is self.run and self._level(stage) is not None
+
+    def contains(self, stage: Stage) -> bool:
+        return stage.task.run is self.run and self._level(stage) is not None and self.place not in stage.places()
 
     def _level(self, stage: Stage) -> int | None:
         """Which of the stage's graphs the checkpoint is of, if it contains the task's result."""
@@ -138,17 +144,23 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
     landed: list[Stage] = []
     landing: list[Stage] = []
 
-    def plan() -> Plan[R]:
-        landed.clear()
-        landing.clear()
-        result = yield from start()
-        # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
-        for stage in concerned(identity, event):
+    def _land(stages: Sequence[Stage]) -> Plan[None]:
+        for stage in stages:
             if (yield from event.lands(stage)):
                 landing[:] = [stage]
                 yield from stage.owner.land(stage)
                 landed.append(stage)
         landing.clear()
+
+    def plan() -> Plan[R]:
+        landed.clear()
+        landing.clear()
+        # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
+        stages = concerned(identity, event)
+        # What a checkpoint is made of comes before it in the log, what waited for it after it.
+        yield from _land([stage for stage in stages if event.contains(stage)])
+        result = yield from start()
+        yield from _land([stage for stage in stages if stage not in landed])
         return result
 
     for _ in range(ATTEMPTS):

@@ -16,6 +16,7 @@ from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, Score
 from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
+from memstate_langgraph.past import Diff, Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
 from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, perform
@@ -131,6 +132,14 @@ class _Store:
             check_namespace(namespace)
         within = _names(types, "types")
         return Rollback(steps, session_id, by, namespace, None if within is None else frozenset(within), _key(key))
+
+    def _causes(self, **causes: str | None) -> tuple[tuple[str, str], ...]:
+        given = tuple((name, text) for name, text in causes.items() if text is not None)
+        if not given:
+            raise ValidationFailed("revert: say what: run_id, tool_call_id, task_id or thread_id")
+        for name, text in given:
+            check_text(text, name)
+        return given
 
     def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
         if not isinstance(cast("object", facts), Iterable):
@@ -343,6 +352,32 @@ class MemoryStore(_Store):
         change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
         return self._do(self._core.change(change, immediate))
 
+    def revert(
+        self,
+        *,
+        run_id: str | None = None,
+        tool_call_id: str | None = None,
+        task_id: str | None = None,
+        thread_id: str | None = None,
+        since: Moment | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        immediate: bool = False,
+    ) -> list[str]:
+        """Undo all that has a cause: a run, a tool call, a task or a thread of a graph; the ids of the facts.
+
+        As one transaction, all or nothing, with the guard of `rollback`: raises `ConflictError` if something
+        else has changed one of the facts since. `since` is a position of the log, a time or a checkpoint's config.
+        """
+        by = self._by(None, actor, reason, None)
+        causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
+        after = None if since is None else self._do(self._core.position(since))
+        return self._do(self._core.change(Rollback(None, None, by, causes=causes, after=after), immediate))
+
+    def diff(self, start: Moment, end: Moment | None = None) -> Diff:
+        """What changed between two positions of the log, times or checkpoints; until now without `end`."""
+        return self._do(self._core.diff(start, end))
+
     @contextmanager
     def transaction(
         self,
@@ -365,9 +400,9 @@ class MemoryStore(_Store):
             self._core.ambient.set(None)  # there is no outer one; a token would bind the block to one context
         perform(self._core.finish(transaction), self.storage)
 
-    def get(self, fact_id: str) -> Fact | None:
-        """The live fact with this id, or None."""
-        return self._do(self._core.get(fact_id))
+    def get(self, fact_id: str, as_of: Moment | None = None) -> Fact | None:
+        """The live fact with this id, or None; `as_of` a position of the log, a time, or a checkpoint's config."""
+        return self._do(self._core.get(fact_id, as_of))
 
     def query(
         self,
@@ -376,12 +411,14 @@ class MemoryStore(_Store):
         session_id: str | None = None,
         namespace: Namespace | None = None,
         limit: int | None = None,
+        as_of: Moment | None = None,
     ) -> list[Fact]:
         """Live facts in the order of their last change, oldest first.
 
         Filters: `{"payload.role": "admin"}`, nested paths, or operators `{"payload.age": {"$gte": 18}}`.
+        With `as_of`, the facts as they were then: that reads the log up to there.
         """
-        return self._do(self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit)))
+        return self._do(self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit), as_of))
 
     def search(
         self,
@@ -392,21 +429,24 @@ class MemoryStore(_Store):
         typename: str | None = None,
         namespace: Namespace | None = None,
         session_id: str | None = None,
+        as_of: Moment | None = None,
     ) -> list[ScoredFact]:
         """Live facts nearest in meaning, best first; `limit=None` ranks all. Filters are those of `query`.
 
-        What it returns was true at one moment: no half of a transaction, no vector without its fact.
+        What it returns was true at one moment: no half of a transaction, no vector without its fact. With
+        `as_of` the texts of then are all embedded anew and ranked by cosine: it costs an embedding for each
+        fact in scope, and its scores do not compare with those of the vector store.
         """
         scope = Query(typename, namespace, session_id, None, _filters(filters))
-        return self._do(self._core.search(query, limit, score_threshold, scope))
+        return self._do(self._core.search(query, limit, score_threshold, scope, as_of))
 
     def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """Entries of the log, newest first."""
         return self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
 
-    def history(self, fact_id: str) -> list[Entry]:
+    def history(self, fact_id: str, as_of: Moment | None = None) -> list[Entry]:
         """All entries of one fact, newest first, also after it was deleted."""
-        return self._do(self._core.log(ReadLog(fact_id=fact_id)))
+        return self._do(self._core.log(ReadLog(fact_id=fact_id), as_of))
 
     def verify(self) -> care.Report:
         """Compare facts, log and vector stores, changing nothing."""
@@ -583,6 +623,28 @@ class AsyncMemoryStore(_Store):
         change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
         return await self._do(self._core.change(change, immediate))
 
+    async def revert(
+        self,
+        *,
+        run_id: str | None = None,
+        tool_call_id: str | None = None,
+        task_id: str | None = None,
+        thread_id: str | None = None,
+        since: Moment | None = None,
+        actor: str | None = None,
+        reason: str | None = None,
+        immediate: bool = False,
+    ) -> list[str]:
+        """See `MemoryStore.revert`."""
+        by = self._by(None, actor, reason, None)
+        causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
+        after = None if since is None else await self._do(self._core.position(since))
+        return await self._do(self._core.change(Rollback(None, None, by, causes=causes, after=after), immediate))
+
+    async def diff(self, start: Moment, end: Moment | None = None) -> Diff:
+        """See `MemoryStore.diff`."""
+        return await self._do(self._core.diff(start, end))
+
     @asynccontextmanager
     async def transaction(
         self,
@@ -601,9 +663,9 @@ class AsyncMemoryStore(_Store):
             self._core.ambient.set(None)  # there is no outer one; a token would bind the block to one context
         await aperform(self._core.finish(transaction), self.storage)
 
-    async def get(self, fact_id: str) -> Fact | None:
+    async def get(self, fact_id: str, as_of: Moment | None = None) -> Fact | None:
         """See `MemoryStore.get`."""
-        return await self._do(self._core.get(fact_id))
+        return await self._do(self._core.get(fact_id, as_of))
 
     async def query(
         self,
@@ -612,9 +674,12 @@ class AsyncMemoryStore(_Store):
         session_id: str | None = None,
         namespace: Namespace | None = None,
         limit: int | None = None,
+        as_of: Moment | None = None,
     ) -> list[Fact]:
         """See `MemoryStore.query`."""
-        return await self._do(self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit)))
+        return await self._do(
+            self._core.query(Query(typename, namespace, session_id, None, _filters(filters), limit), as_of)
+        )
 
     async def search(
         self,
@@ -625,18 +690,19 @@ class AsyncMemoryStore(_Store):
         typename: str | None = None,
         namespace: Namespace | None = None,
         session_id: str | None = None,
+        as_of: Moment | None = None,
     ) -> list[ScoredFact]:
         """See `MemoryStore.search`."""
         scope = Query(typename, namespace, session_id, None, _filters(filters))
-        return await self._do(self._core.search(query, limit, score_threshold, scope))
+        return await self._do(self._core.search(query, limit, score_threshold, scope, as_of))
 
     async def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """See `MemoryStore.log`."""
         return await self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
 
-    async def history(self, fact_id: str) -> list[Entry]:
+    async def history(self, fact_id: str, as_of: Moment | None = None) -> list[Entry]:
         """See `MemoryStore.history`."""
-        return await self._do(self._core.log(ReadLog(fact_id=fact_id)))
+        return await self._do(self._core.log(ReadLog(fact_id=fact_id), as_of))
 
     async def verify(self) -> care.Report:
         """See `MemoryStore.verify`."""

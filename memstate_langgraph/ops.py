@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import wraps
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -131,15 +132,36 @@ class ReadLog(Op[list[Entry]]):
 
 @dataclass(frozen=True, slots=True)
 class Steps(Op[list[str]]):
-    """The last transactions in force (of a session), newest first."""
+    """The last transactions in force, newest first: of a session, with a cause, after a position of the log.
+
+    `causes` are fields of `Cause` and their values; `ran_on` is the least checkpoint id that their tasks ran on.
+    """
 
     session_id: str | None
-    limit: int
+    limit: int | None
+    causes: tuple[tuple[str, str], ...] = ()
+    after: int | None = None
+    ran_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LastSeq(Op[int]):
     """The position of the log: the seq of its newest entry, 0 while it is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionAt(Op[int]):
+    """The position that the log had at a time."""
+
+    ts: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FactsAt(Op[list[Fact]]):
+    """The live facts at a position of the log, in the order of their last change then; of one id, or all."""
+
+    at: int
+    fact_id: str | None = None
 
 
 # --- vectors

@@ -80,14 +80,21 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Undo the last transactions in force, of a session or of all; only within a namespace and types, if given."""
+    """Undo the last transactions in force, of a session or of all; only within a namespace and types, if given.
 
-    steps: int
+    All of them where `steps` is None; only those with these causes, after a position of the log, or whose tasks ran
+    on a checkpoint not before `ran_on`.
+    """
+
+    steps: int | None
     session_id: str | None
     by: By
     namespace: Namespace | None = None
     types: frozenset[str] | None = None
     idempotency_key: str | None = None
+    causes: tuple[tuple[str, str], ...] = ()
+    after: int | None = None
+    ran_on: str | None = None
 
     def admits(self, fact: Fact) -> bool:
         return (self.namespace is None or fact.namespace == self.namespace) and (
@@ -319,7 +326,7 @@ class Draft:
     def _rollback(self, change: Rollback) -> Plan[list[str]]:
         if self.entries:
             raise ValidationFailed("rollback: inside a transaction that has changes; leave it without them instead")
-        transactions = yield from Steps(change.session_id, change.steps)
+        transactions = yield from Steps(change.session_id, change.steps, change.causes, change.after, change.ran_on)
         touched: list[str] = []
         for tx in transactions:
             for undone in (yield from ReadLog(tx=tx)):  # newest first

@@ -24,6 +24,7 @@ from langgraph.checkpoint.base import (
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints, landing
@@ -33,6 +34,7 @@ from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, Valid
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
 from memstate_langgraph.packing import pack_typed, unpack_typed
+from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
 from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, check_progress, perform, tell
@@ -368,6 +370,48 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 entry["seed"] = codec.loads(seed.kind, seed.data)
             history[channel] = entry
         return history
+
+    # --- rewinding
+
+    def rewind(self, config: RunnableConfig) -> RunnableConfig:
+        """Make an earlier checkpoint the head of its thread, and undo what the thread has put into memory since.
+
+        One transaction, vectors included. The checkpoints after it stay in the history; the new head, whose
+        config is returned, has its values. Facts that the thread's tasks committed, running on this checkpoint
+        or a later one, get back what they were; raises `ConflictError`, having changed nothing, if another
+        session has changed one of them since.
+        """
+        found = self._run(self._find_one(config))
+        return self._perform(self._rewind(config, found))
+
+    async def arewind(self, config: RunnableConfig) -> RunnableConfig:
+        """See `rewind`."""
+        found = await self._arun(self._find_one(config))
+        return await self._aperform(self._rewind(config, found))
+
+    def _rewind(self, config: RunnableConfig, found: Found) -> Flow[RunnableConfig]:
+        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        if checkpoint_id is None or not found:
+            raise ValidationFailed(
+                f"rewind: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}; "
+                "pass the config of one from get_state_history"
+            )
+        if checkpoint_ns:
+            raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
+        row, metadata = found[0].row, self._metadata(found[0].row)
+        fresh = str(uuid6())
+        body = {**found[0].body, "id": fresh, "ts": datetime.now(UTC).isoformat()}
+        about = {**metadata, "source": "fork", "step": metadata.get("step", -1) + 1}
+        rollback = Rollback(
+            None,
+            None,
+            By(reason=f"rewound to checkpoint {checkpoint_id}"),
+            causes=(("thread_id", thread_id),),
+            ran_on=checkpoint_id,
+        )
+        packed = (pack_typed(*self.serde.dumps_typed(body)), pack_typed(*self.serde.dumps_typed(about)))
+        _, head = yield from self.memory._core.rewind(rollback, lambda: checkpoints.rewound(row.place, fresh, *packed))
+        return _config(head)
 
     # --- removing and copying
 

@@ -23,6 +23,7 @@ from memstate_langgraph.rules import canonical, check_text
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
     from langchain_core.vectorstores import VectorStore
 
 
@@ -172,6 +173,21 @@ class VectorStoreSyncHook:
         import asyncio
 
         return await asyncio.to_thread(self.ids)
+
+    def embed(self, texts: Sequence[str], query: str) -> tuple[list[list[float]], list[float]]:
+        """The embeddings of texts that the vector store does not hold any more, and of a query."""
+        embeddings = self._embeddings()
+        return embeddings.embed_documents(list(texts)), embeddings.embed_query(query)
+
+    async def aembed(self, texts: Sequence[str], query: str) -> tuple[list[list[float]], list[float]]:
+        embeddings = self._embeddings()
+        return await embeddings.aembed_documents(list(texts)), await embeddings.aembed_query(query)
+
+    def _embeddings(self) -> Embeddings:
+        found: Embeddings | None = getattr(self, "_embedding", None) or self.vector_store.embeddings
+        if found is None:
+            raise TypeError("its vector store does not say how it embeds, so texts of the past cannot be ranked")
+        return found
 
 
 class AsyncVectorStoreSyncHook(VectorStoreSyncHook):

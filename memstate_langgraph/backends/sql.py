@@ -277,9 +277,36 @@ def read_log(op: ops.ReadLog, d: Dialect) -> Statements[list[Entry]]:
 
 
 def steps(op: ops.Steps, d: Dialect) -> Statements[list[str]]:
-    where, parameters = ("", ()) if op.session_id is None else ("WHERE session_id = ?", (op.session_id,))
-    rows = yield Sql(f"SELECT tx FROM steps {where} ORDER BY seq DESC LIMIT ?", (*parameters, op.limit))
+    conditions: list[tuple[str, Any]] = [(f"l.{name} = ?", value) for name, value in op.causes]
+    if op.ran_on is not None:
+        conditions.append(("l.checkpoint_id >= ?", op.ran_on))
+    table = "steps s JOIN log l ON l.seq = s.seq" if conditions else "steps s"
+    if op.session_id is not None:
+        conditions.append(("s.session_id = ?", op.session_id))
+    if op.after is not None:
+        conditions.append(("s.seq > ?", op.after))
+    where = f"WHERE {' AND '.join(text for text, _ in conditions)} " if conditions else ""
+    limit, limits = ("", []) if op.limit is None else (" LIMIT ?", [op.limit])
+    parameters = [*(value for _, value in conditions), *limits]
+    rows = yield Sql(f"SELECT s.tx FROM {table} {where}ORDER BY s.seq DESC{limit}", parameters)
     return [tx for (tx,) in rows]
+
+
+def position_at(op: ops.PositionAt, d: Dialect) -> Statements[int]:
+    # from the end: what is asked is mostly near it
+    rows = yield Sql("SELECT seq FROM log WHERE ts <= ? ORDER BY seq DESC LIMIT 1", (op.ts.isoformat(),))
+    return int(rows[0][0]) if rows else 0
+
+
+def facts_at(op: ops.FactsAt, d: Dialect) -> Statements[list[Fact]]:
+    one, parameters = ("", ()) if op.fact_id is None else ("AND l.fact_id = ? ", (op.fact_id,))
+    rows = yield Sql(
+        f"SELECT l.after FROM log l WHERE l.seq <= ? {one}AND l.after IS NOT NULL AND NOT EXISTS "
+        "(SELECT 1 FROM log m WHERE m.fact_id = l.fact_id AND m.version = l.version + 1 AND m.seq <= ?) "
+        "ORDER BY l.seq",
+        (op.at, *parameters, op.at),
+    )
+    return [fact_from_text(after) for (after,) in rows]
 
 
 def last_seq(op: ops.LastSeq, d: Dialect) -> Statements[int]:
@@ -381,6 +408,8 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.ReadLog: read_log,
     ops.Steps: steps,
     ops.LastSeq: last_seq,
+    ops.PositionAt: position_at,
+    ops.FactsAt: facts_at,
     ops.Intend: intend,
     ops.Activate: activate,
     ops.Retire: retire,

@@ -9,7 +9,9 @@ from memstate_langgraph import checkpoint_ops as ops
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, Statements, one_of
 from memstate_langgraph.ops import Op
 
-_CHECKPOINT = "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata"
+_CHECKPOINT = (
+    "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata, position"
+)
 _WRITE = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, kind, value, pieces"
 _VALUE = "thread_id, checkpoint_ns, channel, version, kind, pieces"
 
@@ -29,7 +31,9 @@ def _insert_new(table: str, columns: str) -> str:
 
 
 _WRITE_KEY = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx"
-_SAVE_CHECKPOINT = _upsert("checkpoints", _CHECKPOINT, "thread_id, checkpoint_ns, checkpoint_id")
+_SAVE_CHECKPOINT = _upsert("checkpoints", _CHECKPOINT, "thread_id, checkpoint_ns, checkpoint_id").replace(
+    "?) ON CONFLICT", "COALESCE(?, (SELECT max(seq) FROM log), 0)) ON CONFLICT"
+)
 _SAVE_VALUE = _upsert("channel_values", _VALUE, "thread_id, checkpoint_ns, channel, version")
 _SAVE_CHUNK = _insert_new("chunks", "pool, id, cipher, packed, data")
 _SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)

@@ -52,6 +52,10 @@ CREATE UNIQUE INDEX {prefix}log_version ON {prefix}log (fact_id, version);
 CREATE UNIQUE INDEX {prefix}log_idempotency ON {prefix}log (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX {prefix}log_tx ON {prefix}log (tx, seq);
 CREATE INDEX {prefix}log_session ON {prefix}log (session_id, seq);
+CREATE INDEX {prefix}log_thread ON {prefix}log (thread_id, seq) WHERE thread_id IS NOT NULL;
+CREATE INDEX {prefix}log_run ON {prefix}log (run_id, seq) WHERE run_id IS NOT NULL;
+CREATE INDEX {prefix}log_task ON {prefix}log (task_id, seq) WHERE task_id IS NOT NULL;
+CREATE INDEX {prefix}log_tool_call ON {prefix}log (tool_call_id, seq) WHERE tool_call_id IS NOT NULL;
 CREATE FUNCTION {prefix}log_keeps() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'the log is append-only' USING ERRCODE = 'restrict_violation'; END $$;
 CREATE TRIGGER {prefix}log_keeps_rows BEFORE UPDATE OR DELETE ON {prefix}log
@@ -93,6 +97,7 @@ CREATE TABLE {prefix}checkpoints (
     body            BYTEA NOT NULL,
     metadata_kind   TEXT COLLATE "C" NOT NULL,
     metadata        BYTEA NOT NULL,
+    position        BIGINT NOT NULL,
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 );
 CREATE INDEX {prefix}checkpoints_run ON {prefix}checkpoints (run_id) WHERE run_id IS NOT NULL;

@@ -47,6 +47,10 @@ CREATE UNIQUE INDEX log_version ON log (fact_id, version);
 CREATE UNIQUE INDEX log_idempotency ON log (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX log_tx ON log (tx, seq);
 CREATE INDEX log_session ON log (session_id, seq);
+CREATE INDEX log_thread ON log (thread_id, seq) WHERE thread_id IS NOT NULL;
+CREATE INDEX log_run ON log (run_id, seq) WHERE run_id IS NOT NULL;
+CREATE INDEX log_task ON log (task_id, seq) WHERE task_id IS NOT NULL;
+CREATE INDEX log_tool_call ON log (tool_call_id, seq) WHERE tool_call_id IS NOT NULL;
 CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
 CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
 
@@ -72,7 +76,8 @@ CREATE TABLE vectors (
 CREATE INDEX vectors_live ON vectors (fact_id) WHERE state = 'live';
 CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;
 
--- LangGraph's checkpoints without their channel values, which are shared between checkpoints.
+-- LangGraph's checkpoints without their channel values, which are shared between checkpoints. `position` is that
+-- of the log when they were stored.
 CREATE TABLE checkpoints (
     thread_id       TEXT NOT NULL,
     checkpoint_ns   TEXT NOT NULL,
@@ -83,6 +88,7 @@ CREATE TABLE checkpoints (
     body            BLOB NOT NULL,
     metadata_kind   TEXT NOT NULL,
     metadata        BLOB NOT NULL,
+    position        INTEGER NOT NULL,
     PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
 ) WITHOUT ROWID;
 CREATE INDEX checkpoints_run ON checkpoints (run_id) WHERE run_id IS NOT NULL;
