@@ -1,4 +1,5 @@
-from benchmarks import checkpointers, commits
+from benchmarks import checkpointers, commits, landing
 
 checkpointers.main()
 commits.main()
+landing.main()

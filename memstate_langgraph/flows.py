@@ -217,6 +217,7 @@ def rehearse(units: Sequence[Unit], changes: Sequence[Change], draft: Draft) -> 
     """Raises `Rehearsed` with what the changes would do after the units; nothing is kept."""
     for unit in units:
         yield from (yield from decided(unit.changes, unit.new_draft())).append()
+    draft.rests_on_others = True
     raise Rehearsed((yield from decided(changes, draft)))
 
 
@@ -539,12 +540,17 @@ class Core:
 
     def land(self, stage: Stage) -> Plan[None]:
         """Commit what a task wrote, in the transaction of the plan that asks; raises `Unprepared`."""
-        for unit in stage.units:  # its writes and the next checkpoint may both be on their way
-            if unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)):
-                return
+        if stage.tried:  # its writes and the next checkpoint may both be on their way
+            for unit in stage.units:
+                if unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)):
+                    return
+        stage.tried = True
         entries: list[Entry] = []
-        for unit in stage.units:
-            draft = yield from decided(unit.changes, unit.new_draft())
+        for i, unit in enumerate(stage.units):
+            if i == 0 and not unit.draft.rests_on_others and (yield from LastSeq()) == unit.draft.at:
+                draft = unit.draft  # whatever a decision rests on changes only with the log
+            else:
+                draft = yield from decided(unit.changes, unit.new_draft())
             if unit.approved is not None and unit.approved != gist(draft):
                 raise Unprepared(stage)
             entries += yield from draft.append()

@@ -119,6 +119,7 @@ class Draft:
     entries: list[Entry] = field(default_factory=list)
     results: list[list[str]] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
+    rests_on_others: bool = False
     _standing: dict[str, Standing] = field(default_factory=dict)
     _holders: dict[Single, str | None] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
@@ -157,6 +158,7 @@ class Draft:
     def over(self, others: Iterable[Draft]) -> Draft:
         """The draft itself, seeing what others decided and did not commit yet."""
         for other in others:
+            self.rests_on_others = True
             for entry in other.entries:
                 self._standing[entry.fact_id] = other._standing[entry.fact_id]
                 for fact in (entry.before, entry.after):

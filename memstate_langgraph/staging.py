@@ -60,6 +60,8 @@ class Stage:
     """The level at which the task's result is stored, though what it rests on is not yet, and how to see it."""
     closed: bool = False
     """The run ended at the checkpoint that the task ran on: only its own result can land it now."""
+    tried: bool = False
+    """Whether a transaction began to land it, which may have succeeded."""
     touched_at: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

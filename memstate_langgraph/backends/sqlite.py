@@ -67,6 +67,7 @@ class SQLiteEngine:
         if not self.path or "\x00" in self.path:
             raise ValidationFailed(f"path: must name a file, or {MEMORY!r}, not {path!r}")
         self.in_memory = self.path == MEMORY
+        self.identity: Hashable = self if self.in_memory else os.path.realpath(self.path)
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
         self._lock = threading.Lock()
@@ -76,10 +77,6 @@ class SQLiteEngine:
         self.writer = self._open()
         if not self.in_memory:
             self._readers.append(self._open())
-
-    @property
-    def identity(self) -> Hashable:
-        return self if self.in_memory else os.path.realpath(self.path)
 
     # --- opening
 
