@@ -12,6 +12,7 @@ from memstate_langgraph.checkpoint_ops import FindCheckpoints
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact
 from memstate_langgraph.ops import FactsAt, LastSeq, Plan, PositionAt, ReadLog, reads
+from memstate_langgraph.rules import check_characters, check_count
 
 Moment = int | datetime | Mapping[str, Any]
 """A position of the log, a time, or the config of a checkpoint."""
@@ -82,17 +83,26 @@ def position_of(moment: Moment) -> Plan[int]:
             raise ValidationFailed(f"as_of: a time needs a time zone, such as datetime.now(UTC), not {moment!r}")
         return (yield from PositionAt(moment))
     if isinstance(moment, Mapping):
-        place = moment.get("configurable") or {}
-        thread_id = place.get("thread_id")
-        if not thread_id:
-            raise ValidationFailed("as_of: the config has no thread_id")
-        checkpoint_id = place.get("checkpoint_id")
-        rows = yield from FindCheckpoints(str(thread_id), str(place.get("checkpoint_ns") or ""), checkpoint_id, limit=1)
+        place = moment.get("configurable")
+        thread_id = place.get("thread_id") if isinstance(place, Mapping) else None
+        if not isinstance(place, Mapping) or not thread_id:
+            raise ValidationFailed("as_of: the config of a checkpoint has a thread_id, this has none")
+        checkpoint_ns, checkpoint_id = place.get("checkpoint_ns") or "", place.get("checkpoint_id")
+        for name, text in (
+            ("thread_id", thread_id),
+            ("checkpoint_ns", checkpoint_ns),
+            ("checkpoint_id", checkpoint_id),
+        ):
+            if text is not None:
+                check_characters(str(text), f"as_of: {name}")
+        asked = None if checkpoint_id is None else str(checkpoint_id)
+        rows = yield from FindCheckpoints(str(thread_id), str(checkpoint_ns), asked, limit=1)
         if not rows:
             raise ValidationFailed(f"as_of: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}")
         return rows[0].position or 0
-    if isinstance(cast("object", moment), bool) or not isinstance(cast("object", moment), int) or moment < 0:
+    if isinstance(cast("object", moment), bool) or not isinstance(cast("object", moment), int):
         raise ValidationFailed(f"as_of: must be a position of the log, a time or a checkpoint's config, not {moment!r}")
+    check_count(moment, "as_of")
     return moment
 
 

@@ -247,6 +247,8 @@ VALID: dict[str, dict[str, Any]] = {
     "search": {"query": "words"},
     "log": {},
     "history": {"fact_id": "known"},
+    "diff": {"start": 0},
+    "revert": {"thread_id": "t"},
     "repair": {},
     "register_schema": {"typename": "kind", "model": Note},
     "add_hook": {"hook": print},
