@@ -113,8 +113,7 @@ def put_plan(
 ) -> Plan[dict[ValueKey, Stored]]:
     """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
     thread_id, checkpoint_ns, _ = row.place
-    pool = yield from _pool(thread_id, pool_key)
-    bases = yield from _bases(row.place, values, recent, pool)
+    pool, bases = yield from _bases(row.place, values, recent, pool_key)
     stored: dict[ValueKey, Stored] = {}
     chunks: dict[bytes, bytes] = {}
     for value in values:
@@ -138,26 +137,33 @@ def _pool(thread_id: str, fresh: bytes) -> Plan[bytes]:
     return fresh if pool is None else pool
 
 
-def _bases(place: Place, values: Sequence[NewValue], recent: Recent, pool: bytes) -> Plan[dict[str, Stored]]:
-    """Earlier versions that storage still holds as we know them, by channel."""
+def _bases(
+    place: Place, values: Sequence[NewValue], recent: Recent, pool_key: bytes
+) -> Plan[tuple[bytes, dict[str, Stored]]]:
+    """The thread's pool, and earlier versions that storage still holds as we know them, by channel."""
     known: dict[str, Latest] = {}
     asked: dict[str, set[ValueKey]] = defaultdict(set)
     for value in values:
         spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
         found = recent.like(spot, len(value.data)) if value.data else None
-        # a thread that was deleted and began again has another pool
-        if found is not None and found.value.pool == pool:
+        if found is not None:
             known[value.key.channel] = found
             asked[found.spot.checkpoint_ns].add(ValueKey(found.spot.channel, found.version))
     held: dict[Spot, ValueRow] = {}
     for checkpoint_ns, keys in asked.items():
         for row in (yield from FindValues(place.thread_id, checkpoint_ns, frozenset(keys))):
             held[Spot(place.thread_id, checkpoint_ns, row.key.channel)] = row
-    return {
+    bases = {
         channel: found.value
         for channel, found in known.items()
         if found.spot in held and held[found.spot].pieces == found.value.packed
     }
+    # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
+    pool = next((base.pool for base in bases.values() if chunk_ids(base.pieces)), None)
+    if pool is None:
+        pool = yield from _pool(place.thread_id, pool_key)
+    # a thread that was deleted and began again has another pool
+    return pool, {channel: base for channel, base in bases.items() if base.pool == pool}
 
 
 @writes
@@ -173,8 +179,7 @@ def put_writes_plan(
     """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
     if large:
         place = rows[0].place
-        pool = yield from _pool(place.thread_id, pool_key)
-        bases = yield from _bases(place, list(large.values()), recent, pool)
+        pool, bases = yield from _bases(place, list(large.values()), recent, pool_key)
         rows = list(rows)
         chunks: dict[bytes, bytes] = {}
         for position, value in large.items():
@@ -287,7 +292,7 @@ def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[dict[bytes, 
 def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) -> None:
     """Keep values for the next put or read; after the transaction that stored or read them."""
     for key, value in values.items():
-        if value.kind:
+        if value.data:
             recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), key.version, value))
 
 

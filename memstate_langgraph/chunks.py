@@ -108,6 +108,8 @@ def cut(
     data: bytes, base: Stored | None, name_chunk: Callable[[bytes], bytes], *, inline: bool
 ) -> tuple[Pieces, dict[bytes, bytes]]:
     """The pieces of a value that replaces `base`, and the chunks among them that are new."""
+    if not data:
+        return (), {}
     spans = _merge(_match(data, base), len(data))
     pieces: list[Piece] = []
     chunks: dict[bytes, bytes] = {}
@@ -193,7 +195,10 @@ def _tail(text: bytes, data: bytes, at: int) -> tuple[int, int]:
 
 def _merge(spans: list[_Span], size: int) -> list[_Span]:
     """Rewrite neighbours as one until there are few enough pieces."""
-    spans = _rewrite_runs(_rewrite_runs(_joined(spans), 0, SMALL), SMALL, MEDIUM)
+    spans = _joined(spans)
+    if len(spans) < RUN:
+        return spans
+    spans = _rewrite_runs(_rewrite_runs(spans, 0, SMALL), SMALL, MEDIUM)
     most = PIECES + size // (CHUNK // 4)
     while len(spans) > most:  # large and small in turns
         i = min(range(len(spans) - 1), key=lambda i: spans[i].size + spans[i + 1].size)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import zlib
 
-SHORTEST = 160
-"""Bytes below which the time is worth more than what would be saved."""
-_PREFIX = "z1:"
+SHORTEST = 512
+"""Bytes below which the time is worth more than what would be saved; small chunks are packed when they are merged."""
+_PACKED = "z1:"
+_CHECKED = "c1:"
 # rarest first: deflate reaches back to the end of a dictionary most cheaply
 _DICTIONARY = b"".join(
     word.encode()
@@ -51,10 +52,22 @@ def unpack(packed: bytes) -> bytes:
 
 
 def pack_typed(kind: str, data: bytes) -> tuple[str, bytes]:
-    """What a serializer made, packed; `kind` says whether."""
-    packed = pack(data) if "+" not in kind else None  # what is encrypted has nothing to find
-    return (kind, data) if packed is None else (_PREFIX + kind, packed)
+    """What a serializer made, with a checksum, packed if that pays; `kind` says how."""
+    if "+" in kind:  # what is encrypted has nothing to find, and its cipher notices damage
+        return kind, data
+    data += zlib.crc32(data).to_bytes(4)
+    packed = pack(data)
+    return (_CHECKED + kind, data) if packed is None else (_PACKED + kind, packed)
 
 
 def unpack_typed(kind: str, data: bytes) -> tuple[str, bytes]:
-    return (kind[len(_PREFIX) :], unpack(data)) if kind.startswith(_PREFIX) else (kind, data)
+    """Raises `zlib.error` if the data is not what `pack_typed` made."""
+    if kind.startswith(_PACKED):
+        kind, data = kind[len(_PACKED) :], unpack(data)
+    elif kind.startswith(_CHECKED):
+        kind = kind[len(_CHECKED) :]
+    else:
+        return kind, data
+    if zlib.crc32(data[:-4]).to_bytes(4) != data[-4:]:
+        raise zlib.error("the checksum is wrong")
+    return kind, data[:-4]
