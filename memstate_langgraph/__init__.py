@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         AsyncChromaSyncHook as AsyncChromaSyncHook,
         ChromaSyncHook as ChromaSyncHook,
     )
+    from memstate_langgraph.items import ItemSyncHook as ItemSyncHook, MemStateStore as MemStateStore
     from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
     from memstate_langgraph.nodes import (
         RecallNode as RecallNode,
@@ -80,6 +81,7 @@ _HOMES = {
     ),
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
+    "items": ("ItemSyncHook", "MemStateStore"),
     "memory": ("AsyncMemoryStore", "MemoryStore"),
     "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
     "rules": ("Constraint",),

@@ -53,7 +53,7 @@ from memstate_langgraph.rules import (
     check_filters,
     check_namespace,
     check_text,
-    matches,
+    fits,
 )
 from memstate_langgraph.run import Call, Flow, acall
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
@@ -445,7 +445,8 @@ class Core:
         overlay = transaction.overlay()
         stored = yield find(replace(query, limit=None))
         facts = [fact for fact in stored if fact.id not in overlay]
-        facts += [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
+        changed = [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
+        facts = [*reversed(changed), *facts] if query.newest else facts + changed
         return facts[: query.limit]
 
     def search(
@@ -463,6 +464,8 @@ class Core:
         scope = checked(scope)
         best: dict[str, ScoredFact] = {}
         for hook in self.vectors:
+            if scope.type is not None and not hook.embeds(scope.type):
+                continue
             for found in (yield from self._search(hook, query, limit, score_threshold, scope)):
                 known = best.get(found.fact.id)
                 if known is None or found.score > known.score:
@@ -519,6 +522,8 @@ def checked(query: Query) -> Query:
         check_count(query.limit, "limit")
     if query.namespace is not None:
         check_namespace(query.namespace)
+    if query.prefix is not None:
+        check_namespace(query.prefix)
     return replace(query, filters=check_filters(query.filters))
 
 
@@ -529,5 +534,5 @@ def answers(fact: Fact, query: Query) -> bool:
         and (query.namespace is None or fact.namespace == query.namespace)
         and (query.session_id is None or fact.session_id == query.session_id)
         and (query.ephemeral is None or fact.ephemeral == query.ephemeral)
-        and matches(fact, query.filters)
+        and fits(fact, query)
     )

@@ -7,14 +7,16 @@ async, can execute it. Statements are written with `?` for parameters; a dialect
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
-from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Scan, Sql, Statements
+from memstate_langgraph.backends.sql_items import ITEM_ANSWERS
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Scan, Sql, Statements, one_of
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
-from memstate_langgraph.rules import matches
+from memstate_langgraph.rules import fits
 
 # --- rows and values
 
@@ -170,10 +172,12 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
     return found
 
 
-def find_statement(query: Query) -> Scan:
-    where, parameters = ["1 = 1"], []
+def find_statement(query: Query, d: Dialect) -> Scan:
+    where: list[str] = ["1 = 1"]
+    parameters: list[Any] = []
     columns = (
-        ("type", query.type),
+        # with ids or a prefix, their index is the one to use: what a tenant pays does not follow the others
+        ("type || ''" if query.prefix or "id" in query.filters else "type", query.type),
         ("namespace", None if query.namespace is None else namespace_text(query.namespace)),
         ("session_id", query.session_id),
     )
@@ -184,10 +188,18 @@ def find_statement(query: Query) -> Scan:
     if query.ephemeral is not None:
         where.append("ephemeral" if query.ephemeral else "NOT ephemeral")
     wanted = query.filters.get("id")
-    if isinstance(wanted, str):
-        where.append("id = ?")
-        parameters.append(wanted)
-    return Scan(f"SELECT {_FACT} FROM facts WHERE {' AND '.join(where)} ORDER BY seq", parameters)
+    ids = wanted["$in"] if isinstance(wanted, Mapping) and wanted.keys() == {"$in"} else [wanted]
+    if "id" in query.filters and all(isinstance(fact_id, str) for fact_id in ids):
+        condition, parameter = one_of(d, "id", ids)
+        where.append(condition)
+        parameters.append(parameter)
+    if query.prefix:
+        # the texts of the namespaces that begin with ["a","b" go on with a comma or end with the bracket
+        begins = namespace_text(query.prefix)[:-1]
+        where.append("namespace BETWEEN ? AND ?")
+        parameters += [begins + ",", begins + "]"]
+    order = "seq DESC" if query.newest else "seq"
+    return Scan(f"SELECT {_FACT} FROM facts WHERE {' AND '.join(where)} ORDER BY {order}", parameters)
 
 
 def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
@@ -195,10 +207,10 @@ def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
     found: list[Fact] = []
     if op.query.limit == 0:
         return found
-    rows = yield find_statement(op.query)
+    rows = yield find_statement(op.query, d)
     for row in rows:
         fact = _fact(row)
-        if matches(fact, op.query.filters):
+        if fits(fact, op.query):
             found.append(fact)
             if len(found) == op.query.limit:
                 break
@@ -382,4 +394,5 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.ReadVectors: read_vectors,
     ops.Expunge: expunge,
     **CHECKPOINT_ANSWERS,
+    **ITEM_ANSWERS,
 }
