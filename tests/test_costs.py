@@ -121,7 +121,5 @@ def test_query_plans_use_indexes(stores: tuple[MemoryStore, MemoryStore]) -> Non
             limited = "LIMIT" in statement or plan == "SCAN facts USING INDEX facts_seq" or "max(seq)" in statement
             free = plan.startswith(("SCAN json_each", "SCAN wanted VIRTUAL", "SCAN CONSTANT"))
             assert free or limited or not plan.startswith("SCAN"), f"{plan}\n{statement}"
-            few = (
-                "namespace BETWEEN" in statement or "id IN" in statement
-            )  # they are sorted
+            few = "namespace BETWEEN" in statement or "id IN" in statement  # they are sorted
             assert few or "TEMP B-TREE" not in plan, f"{plan}\n{statement}"
