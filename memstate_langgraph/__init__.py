@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     )
     from memstate_langgraph.items import ItemSyncHook as ItemSyncHook, MemStateStore as MemStateStore
     from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.middleware import MemoryMiddleware as MemoryMiddleware
     from memstate_langgraph.nodes import (
+        RecallHook as RecallHook,
         RecallNode as RecallNode,
         RememberNode as RememberNode,
         RollbackNode as RollbackNode,
@@ -83,7 +85,8 @@ _HOMES = {
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
     "items": ("ItemSyncHook", "MemStateStore"),
     "memory": ("AsyncMemoryStore", "MemoryStore"),
-    "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
+    "middleware": ("MemoryMiddleware",),
+    "nodes": ("RecallHook", "RecallNode", "RememberNode", "RollbackNode"),
     "rules": ("Constraint",),
     "saver": ("MemStateCheckpointer",),
     "tools": ("create_memory_tools",),
@@ -92,7 +95,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 -- the names are strings, made from the table
+# MemoryMiddleware needs an extra, and `import *` loads all that is named here
+__all__ = sorted(_HOME_OF.keys() - {"MemoryMiddleware"})  # noqa: PLE0605 -- the names are strings, made from the table
 
 
 def __getattr__(name: str) -> Any:
@@ -105,4 +109,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(_HOME_OF)
