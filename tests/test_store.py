@@ -22,6 +22,7 @@ from memstate_langgraph import (
     MemoryStore,
     MemStateStore,
     ValidationFailed,
+    VectorStoreSyncHook,
     items,
 )
 from tests.conftest import Opener
@@ -444,6 +445,7 @@ def test_a_transaction_holds_facts_and_items(memory: MemoryStore, door: str) -> 
         store.put(("a",), "k", {})
         store.put(("a",), "l", {"bad": object()})
     assert memory.query() == []
+    store.put(("a",), "before", {})
     with memory.transaction(session_id="s") as tx:
         tx.commit(note("whole"))
         store.put(("a",), "k", {"n": 1})
@@ -451,10 +453,11 @@ def test_a_transaction_holds_facts_and_items(memory: MemoryStore, door: str) -> 
         found = store.get(("a",), "k")
         assert found is not None
         assert found.value == {"n": 2}
-        assert len(store.search(())) == 1
-    assert len(memory.query(session_id="s")) == 2
+        store.put(("a",), "l", {"n": 3})
+        assert [item.key for item in store.search((), limit=3)] == ["l", "k", "before"]
+    assert len(memory.query(session_id="s")) == 3
     memory.rollback(1, session_id="s")
-    assert memory.query() == []
+    assert [fact.payload["key"] for fact in memory.query()] == ["before"]
 
 
 def test_deletions_of_several_sessions_are_one_batch(memory: MemoryStore, store: MemStateStore) -> None:
@@ -544,7 +547,7 @@ def test_fields_are_paths(open_store: Opener, door: str) -> None:
 
 
 def test_a_formatter_of_facts_does_not_see_items(open_store: Opener, door: str) -> None:
-    memory = open_store(hook_over(Unreliable()))
+    memory = open_store(VectorStoreSyncHook(Unreliable(), text_formatter=lambda fact: str(fact.payload["content"])))
     store = store_on(memory, door)
     store.put(("a",), "k", {"content": "cat"})
     memory.commit(note("cat"))
