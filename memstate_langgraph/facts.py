@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -111,7 +111,11 @@ class ScoredFact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which facts to read. None means any; results come in the order of their last change, oldest first."""
+    """Which facts to read. None means any; results come in the order of their last change, oldest first.
+
+    `prefix` is what namespaces begin with; `where` is asked last, about facts that fit all else; `newest` turns
+    the order round.
+    """
 
     type: str | None = None
     namespace: Namespace | None = None
@@ -119,6 +123,9 @@ class Query:
     ephemeral: bool | None = None
     filters: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
+    prefix: Namespace | None = None
+    where: Callable[[Fact], bool] | None = None
+    newest: bool = False
 
 
 class Standing(NamedTuple):
