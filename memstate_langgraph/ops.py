@@ -142,6 +142,21 @@ class LastSeq(Op[int]):
     """The position of the log: the seq of its newest entry, 0 while it is empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a storage holds: facts by type, vectors by collection and state."""
+
+    facts: dict[str, int]
+    entries: int
+    steps: int
+    vectors: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Op[Counts]):
+    """Reads through everything: for people who look, not for plans that decide."""
+
+
 # --- vectors
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
+from memstate_langgraph.backends.sql_counts import COUNT_ANSWERS
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Scan, Sql, Statements
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
 from memstate_langgraph.rules import matches
@@ -382,4 +383,5 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.ReadVectors: read_vectors,
     ops.Expunge: expunge,
     **CHECKPOINT_ANSWERS,
+    **COUNT_ANSWERS,
 }
