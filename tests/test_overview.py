@@ -87,7 +87,7 @@ def test_a_malformed_url_is_refused(url: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_unknown_scheme_is_named_without_its_password() -> None:
-    with pytest.raises(ValidationFailed, match="no backend for 'oracle' URLs; known are .*sqlite") as error:
+    with pytest.raises(ValidationFailed, match=r"no backend for 'oracle' URLs; known are .*sqlite") as error:
         storage_from("oracle://ana:secret@host/db")
     assert "secret" not in str(error.value)
 

@@ -26,8 +26,8 @@ def storage_from(url: str, *, must_exist: bool = False) -> Storage:
     `sqlite:///` is followed by the path: relative, or with a fourth slash absolute. `must_exist` raises
     `StorageError` where opening would make a new, empty storage.
     """
-    if not isinstance(url, str) or not url:
-        raise ValidationFailed(f"storage: must be a URL or a path, not {url!r}")
+    if not url:
+        raise ValidationFailed("storage: must be a URL or a path, not empty")
     scheme = _SCHEME.match(url)
     if scheme is None or Path(url).exists():
         return _sqlite_file(url, must_exist)
@@ -43,7 +43,7 @@ def _sqlite(url: str, must_exist: bool) -> Storage:
     path = re.match(r"sqlite:///(.+)", url, re.IGNORECASE | re.DOTALL)
     if path is None:
         raise ValidationFailed(
-            f"storage: {url!r} names no file; write sqlite:///state.db, or sqlite:////data/state.db for an absolute path"
+            f"storage: {url!r} names no file; write sqlite:///state.db, or for an absolute path sqlite:////data/state.db"
         )
     return _sqlite_file(unquote(path[1]), must_exist)
 
