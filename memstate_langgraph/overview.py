@@ -6,11 +6,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from memstate_langgraph.checkpoint_ops import FindCheckpoints, ListThreads, ThreadRow
+from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindWrites, ListThreads, ThreadRow
 from memstate_langgraph.checkpoints import checkpoint_fact
+from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.facts import Entry, Fact
 from memstate_langgraph.ops import Count, Counts, Plan, ReadLog, reads
+from memstate_langgraph.tables import table
 
 _GREGORIAN = datetime(1582, 10, 15, tzinfo=UTC)
 
@@ -39,6 +42,13 @@ def thread(thread_id: str) -> Plan[list[Fact]]:
 
 
 @reads
+def tasks_of(thread_id: str) -> Plan[dict[str, str]]:
+    """The checkpoint that each task of a thread ran on."""
+    rows = yield from FindWrites(thread_id)
+    return {row.task_id: row.place.checkpoint_id for row in rows}
+
+
+@reads
 def entries_of(question: ReadLog) -> Plan[list[Entry]]:
     return (yield from question)
 
@@ -53,3 +63,21 @@ def time_of(checkpoint_id: str) -> datetime | None:
         return None
     ticks = (number.int >> 96 << 28) | ((number.int >> 80 & 0xFFFF) << 12) | (number.int >> 64 & 0xFFF)
     return _GREGORIAN + timedelta(microseconds=ticks // 10)
+
+
+def store_html(name: str, storage: Any) -> str:
+    """A store in a notebook; read through the sync door, since a cell is shown at once."""
+    door = storage.sync() if hasattr(storage, "sync") else storage
+    about = f"{name} on {type(storage).__name__}"
+    try:
+        found: Overview = door.run(overview(5))
+    except MemoryStoreError as error:
+        return table((about,), [(str(error),)])
+    counts = found.counts
+    live = sum(number for (_, state), number in counts.vectors.items() if state == "live")
+    rows: list[tuple[str, int]] = [(f"live facts of type {kind}", number) for kind, number in counts.facts.items()]
+    rows += [("live vectors", live), ("log entries", counts.entries), ("threads", len(found.threads))]
+    rows += [("checkpoints", sum(row.checkpoints for row in found.threads))]
+    head = table(("what", "number"), rows, about)
+    last = table(Entry.COLUMNS, (entry.cells() for entry in found.last), "last changes")
+    return head + last if found.last else head

@@ -19,6 +19,7 @@ from rich.text import Text
 from memstate_langgraph.facts import Entry, Fact
 from memstate_langgraph.rules import canonical
 from memstate_langgraph.run import Progress
+from memstate_langgraph.tables import change
 
 WIDE = 100_000
 """Columns in a pipe: a program reads whole lines."""
@@ -84,16 +85,7 @@ def operation(entry: Entry) -> Text:
 
 
 def changed(before: Fact | None, after: Fact | None) -> str:
-    """What a change did to the payload: fields that differ, or the whole of what is new or gone."""
-    if before is None or after is None:
-        return payload(after) if after is not None else f"was {payload(before)}" if before is not None else ""
-    old, new = before.payload, after.payload
-    fields = [key for key in {**old, **new} if old.get(key) != new.get(key) or (key in old) != (key in new)]
-    parts = [
-        f"{key}: {canonical(old[key]) if key in old else '-'} -> {canonical(new[key]) if key in new else '-'}"
-        for key in fields
-    ]
-    return "; ".join(parts) or "payload as before"
+    return change(before.payload if before else None, after.payload if after else None)
 
 
 @contextmanager
