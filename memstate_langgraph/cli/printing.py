@@ -61,7 +61,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     table = Table(box=style, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
         numbers = column in ("seq", "version", "score", "step", "number", "checkpoints")
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=not out.is_terminal)
+        whole = not out.is_terminal or column.removesuffix(" (UTC)") in ("time", "changed", "id", "fact", "checkpoint")
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=whole)
     for row in made:
         table.add_row(*(cell if isinstance(cell, Text) else Text(safe("" if cell is None else cell)) for cell in row))
     out.print(table)
