@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types layers torture bench clean
+.PHONY: demo test lint types layers torture bench notebooks docs clean
 
 demo: $(READY)  ## the main job, in under a minute
 	$(BIN)/python examples/quickstart.py
@@ -18,6 +18,13 @@ torture: $(READY)  ## every fault at every point, then the mutants; for many min
 
 bench: $(READY)  ## side by side with the peers
 	$(BIN)/python -m benchmarks
+
+notebooks: $(READY)  ## run them again, and keep the outputs that changed
+	$(BIN)/python -m tests.notebooks
+
+docs: $(READY)  ## into site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .
