@@ -43,8 +43,7 @@ def what_next(state: State) -> str:
 
 
 def approve(state: State) -> State:
-    order = state["order"] or {}
-    return {"approved": interrupt(f"Place this order: {order['payload']}?") == "yes"}
+    return {"approved": interrupt(f"Place this order: {state['order']}?") == "yes"}
 
 
 def approved(state: State) -> list[dict[str, Any]]:
