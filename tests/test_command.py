@@ -29,6 +29,7 @@ from memstate_langgraph.cli.app import app
 from tests.models import Preference
 
 VECTORS = ["--chroma", "chroma", "--collection", "memory", "--text-field", "content"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 @pytest.fixture
@@ -76,8 +77,7 @@ def as_json(*arguments: str, code: int = 0) -> Any:
 def shell(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own."""
     command = [sys.executable, "-m", "memstate_langgraph.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, **options)
 
 
 # --- looking
@@ -374,11 +374,37 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
     with store(vectors=True) as memory:
-        memory.commit_many([Fact(type="log", payload={"n": "x" * 1000}) for _ in range(300)])
-    command = f"{sys.executable} -m memstate_langgraph.cli query state.db --json | head -1; echo ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("[\n0\n", "")
+        memory.commit_many([Fact(type="log", payload={"n": "x" * 20_000}) for _ in range(300)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memstate_langgraph.cli", "query", "state.db", "--json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"[\n"
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+def test_a_broken_pipe_is_no_error_wherever_it_shows(folder: Path) -> None:
+    """Raised by hand, since not every system tells a writer that its reader has gone."""
+    Path("broken.py").write_text(
+        "from memstate_langgraph.cli import main, reading\n\ndef gone(_):\n    raise BrokenPipeError(32, 'Broken pipe')\n\n"
+        "reading.print_json = gone\nimport sys; sys.argv = ['memstate', 'query', 'state.db', '--json']; main()\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "broken.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_interrupt_ends_with_130(folder: Path) -> None:
@@ -410,7 +436,7 @@ def test_looking_loads_no_vector_store(folder: Path) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
 
@@ -426,7 +452,7 @@ def test_a_fault_of_ours_has_an_exit_code_of_its_own(folder: Path) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 70
     assert "TypeError" in done.stderr
@@ -437,7 +463,7 @@ def test_a_terminal_gets_colours(folder: Path) -> None:
     done = subprocess.Popen(
         [sys.executable, "-m", "memstate_langgraph.cli", "log", "state.db"],
         stdout=theirs,
-        env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**ENVIRONMENT, "TERM": "xterm-256color"},
     )
     assert done.wait(60) == 0
     os.set_blocking(ours, False)
@@ -452,6 +478,6 @@ def test_the_shell_completes_commands(folder: Path) -> None:
         [sys.executable, "-m", "memstate_langgraph.cli"],
         capture_output=True,
         text=True,
-        env={**os.environ, **asked, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**ENVIRONMENT, **asked},
     )
     assert done.stdout.split() == ["rollback"]

@@ -60,6 +60,8 @@ def test_a_checkpoint_id_tells_its_time() -> None:
     made = time_of(empty_checkpoint()["id"])
     assert made is not None
     assert abs(made - datetime.now(UTC)) < timedelta(seconds=10)
+    example = "1EC9414C-232A-6B00-B3C8-9F6BDECED846"  # the one of RFC 9562
+    assert time_of(example) == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
     assert time_of("no-uuid") is None
     assert time_of("8a6e0804-2bd0-4672-b79d-d97027f9071a") is None
 
