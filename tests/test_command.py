@@ -393,7 +393,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
 def test_a_broken_pipe_is_no_error_wherever_it_shows(folder: Path) -> None:
     """Raised by hand, since not every system tells a writer that its reader has gone."""
     Path("broken.py").write_text(
-        "from memstate_langgraph.cli import main, reading\n\ndef gone(_):\n    raise BrokenPipeError(32, 'Broken pipe')\n\n"
+        "from memstate_langgraph.cli import main, reading\n\ndef gone(_):\n    raise BrokenPipeError\n\n"
         "reading.print_json = gone\nimport sys; sys.argv = ['memstate', 'query', 'state.db', '--json']; main()\n",
         encoding="utf-8",
     )

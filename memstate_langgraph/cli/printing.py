@@ -24,6 +24,11 @@ from memstate_langgraph.tables import change
 WIDE = 100_000
 """Columns in a pipe: a program reads whole lines."""
 
+ROOMY = 120
+NUMBERS = frozenset({"seq", "version", "score", "step", "number", "checkpoints", "undoes"})
+IDS = frozenset({"id", "fact", "checkpoint"})
+SHORT = NUMBERS | {"change", "type", "what"}
+
 COLOURS = {"COMMIT": "green", "UPDATE": "yellow", "DELETE": "red", "DISCARD_SESSION": "red", "ROLLBACK": "magenta"}
 
 
@@ -60,9 +65,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     style = box.SIMPLE_HEAD if out.is_terminal else None
     table = Table(box=style, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
-        numbers = column in ("seq", "version", "score", "step", "number", "checkpoints")
-        whole = not out.is_terminal or column.removesuffix(" (UTC)") in ("time", "changed", "id", "fact", "checkpoint")
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=whole)
+        # an id that is cut off cannot be copied: it stays whole where there is room, else it goes on below
+        whole = column in SHORT or not out.is_terminal or (column in IDS and out.width >= ROOMY)
+        table.add_column(column, justify="right" if column in NUMBERS else "left", no_wrap=whole, overflow="fold")
     for row in made:
         table.add_row(*(cell if isinstance(cell, Text) else Text(safe("" if cell is None else cell)) for cell in row))
     out.print(table)
