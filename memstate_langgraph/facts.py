@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from memstate_langgraph.tables import change, table
 
 Namespace = tuple[str, ...]
 
@@ -50,6 +52,11 @@ class Fact(BaseModel):
     version: int = 0
     ephemeral: bool = False
     singleton: str | None = None
+
+    def _repr_html_(self) -> str:
+        about = {"id": self.id, "namespace": "/".join(self.namespace), "session": self.session_id, **self.payload}
+        rows = [(name, value) for name, value in about.items() if value not in (None, "")]
+        return table(("", f"version {self.version}"), rows, self.type)
 
 
 class Cause(BaseModel):
@@ -101,12 +108,32 @@ class Entry(BaseModel):
         """The seq of the entry in force after this one."""
         return self.seq if self.undoes is None else self.base
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("seq", "change", "type", "payload", "session", "by")
+
+    def cells(self) -> tuple[object, ...]:
+        """What a table shows of an entry, under `COLUMNS`."""
+        fact = self.after or self.before
+        op = self.op.value if self.undoes is None else f"{self.op.value} of {self.undoes}"
+        what = change(_payload(self.before), _payload(self.after))
+        by = " ".join(part for part in (self.actor, self.reason) if part)
+        return self.seq, op, fact and fact.type, what, self.session_id, by
+
+    def _repr_html_(self) -> str:
+        return table(self.COLUMNS, [self.cells()])
+
+
+def _payload(fact: Fact | None) -> dict[str, Any] | None:
+    return None if fact is None else fact.payload
+
 
 class ScoredFact(NamedTuple):
     """A fact found by meaning; `score` is the store's relevance, higher is closer, 1.0 the best."""
 
     fact: Fact
     score: float
+
+    def _repr_html_(self) -> str:
+        return f"{self.fact._repr_html_()}<p>score {self.score:.3f}</p>"
 
 
 @dataclass(frozen=True, slots=True)

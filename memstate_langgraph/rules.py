@@ -255,7 +255,7 @@ def check_count(value: object, where: str, least: int = 0) -> None:
 
 MISSING = object()
 """The value of a field that is not there."""
-_FIELDS = ("id", "type", "session_id", "source", "version", "ephemeral", "ts", "namespace")
+FIELDS = ("id", "type", "session_id", "source", "version", "ephemeral", "ts", "namespace")
 
 
 def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -269,8 +269,8 @@ def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(filters, Mapping):
         raise ValidationFailed(f"filters: must be a dict, not {filters!r}")
     for key, wanted in filters.items():
-        if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):
-            raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(_FIELDS)}")
+        if not isinstance(cast("object", key), str) or not (key in FIELDS or key.startswith("payload.")):
+            raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(FIELDS)}")
         if isinstance(wanted, str):
             check_characters(wanted, f"filters: {key!r}")
         if _is_operators(wanted):

@@ -13,6 +13,7 @@ from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
+from memstate_langgraph.backends.sql_counts import COUNT_ANSWERS
 from memstate_langgraph.backends.sql_items import ITEM_ANSWERS
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements, one_of
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
@@ -438,5 +439,6 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.ReadVectors: read_vectors,
     ops.Expunge: expunge,
     **CHECKPOINT_ANSWERS,
+    **COUNT_ANSWERS,
     **ITEM_ANSWERS,
 }
