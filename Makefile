@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types layers torture bench clean
+.PHONY: demo test lint types layers torture bench notebooks docs clean
 
 demo: $(READY)  ## the main job, in under a minute
 	$(BIN)/python examples/quickstart.py
@@ -17,6 +17,12 @@ torture: $(READY)  ## kills, faults, histories, mutants: up to half an hour, one
 
 bench: $(READY)  ## side by side with the peers
 	$(BIN)/python -m benchmarks
+
+notebooks: $(READY)  ## run them again, and keep the outputs that changed
+	$(BIN)/python -m tests.notebooks
+
+docs: $(READY)  ## into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
         AsyncChromaSyncHook as AsyncChromaSyncHook,
         ChromaSyncHook as ChromaSyncHook,
     )
+    from memstate_langgraph.items import ItemSyncHook as ItemSyncHook, MemStateStore as MemStateStore
     from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.middleware import MemoryMiddleware as MemoryMiddleware
     from memstate_langgraph.moving import (
         Moved as Moved,
         acopy as acopy,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         import_checkpoints as import_checkpoints,
     )
     from memstate_langgraph.nodes import (
+        RecallHook as RecallHook,
         RecallNode as RecallNode,
         RememberNode as RememberNode,
         RollbackNode as RollbackNode,
@@ -94,9 +97,11 @@ _HOMES = {
     ),
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
+    "items": ("ItemSyncHook", "MemStateStore"),
     "memory": ("AsyncMemoryStore", "MemoryStore"),
+    "middleware": ("MemoryMiddleware",),
     "moving": ("Moved", "acopy", "aimport_checkpoints", "copy", "import_checkpoints"),
-    "nodes": ("RecallNode", "RememberNode", "RollbackNode"),
+    "nodes": ("RecallHook", "RecallNode", "RememberNode", "RollbackNode"),
     "rules": ("Constraint",),
     "saver": ("MemStateCheckpointer",),
     "tools": ("create_memory_tools",),
@@ -105,7 +110,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 -- the names are strings, made from the table
+# MemoryMiddleware needs an extra, and `import *` loads all that is named here
+__all__ = sorted(_HOME_OF.keys() - {"MemoryMiddleware"})  # noqa: PLE0605 -- the names are strings, made from the table
 
 
 def __getattr__(name: str) -> Any:
@@ -118,4 +124,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(_HOME_OF)

@@ -123,6 +123,20 @@ class FindCheckpoints(Op[list[CheckpointRow]]):
     limit: int | None = None
 
 
+class ThreadRow(NamedTuple):
+    """A thread with checkpoints; `first` and `last` are ids, which rise with time."""
+
+    thread_id: str
+    checkpoints: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListThreads(Op[list[ThreadRow]]):
+    """All threads by the id of their last checkpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ancestors(Op[list[CheckpointRow]]):
     """The checkpoint that this one was made from, the one before that, and so on, nearest first."""

@@ -59,7 +59,7 @@ from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, Validati
 from memstate_langgraph.facts import Fact, Query
 from memstate_langgraph.ops import Plan, reads, writes
 from memstate_langgraph.packing import unpack_typed
-from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, matches
+from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, fits
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -458,7 +458,7 @@ def as_facts(query: Query) -> Plan[list[Fact]]:
     for fact in made:
         if query.limit is not None and len(found) >= query.limit:
             break
-        if matches(fact, query.filters):
+        if fits(fact, query):
             found.append(fact)
     return found
 

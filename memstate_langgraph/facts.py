@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from memstate_langgraph.tables import change, table
 
 Namespace = tuple[str, ...]
 
@@ -50,6 +52,11 @@ class Fact(BaseModel):
     version: int = 0
     ephemeral: bool = False
     singleton: str | None = None
+
+    def _repr_html_(self) -> str:
+        about = {"id": self.id, "namespace": "/".join(self.namespace), "session": self.session_id, **self.payload}
+        rows = [(name, value) for name, value in about.items() if value not in (None, "")]
+        return table(("", f"version {self.version}"), rows, self.type)
 
 
 class Cause(BaseModel):
@@ -101,6 +108,23 @@ class Entry(BaseModel):
         """The seq of the entry in force after this one."""
         return self.seq if self.undoes is None else self.base
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("seq", "change", "type", "payload", "session", "by")
+
+    def cells(self) -> tuple[object, ...]:
+        """What a table shows of an entry, under `COLUMNS`."""
+        fact = self.after or self.before
+        op = self.op.value if self.undoes is None else f"{self.op.value} of {self.undoes}"
+        what = change(_payload(self.before), _payload(self.after))
+        by = " ".join(part for part in (self.actor, self.reason) if part)
+        return self.seq, op, fact and fact.type, what, self.session_id, by
+
+    def _repr_html_(self) -> str:
+        return table(self.COLUMNS, [self.cells()])
+
+
+def _payload(fact: Fact | None) -> dict[str, Any] | None:
+    return None if fact is None else fact.payload
+
 
 class ScoredFact(NamedTuple):
     """A fact found by meaning; `score` is the store's relevance, higher is closer, 1.0 the best."""
@@ -108,10 +132,17 @@ class ScoredFact(NamedTuple):
     fact: Fact
     score: float
 
+    def _repr_html_(self) -> str:
+        return f"{self.fact._repr_html_()}<p>score {self.score:.3f}</p>"
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which facts to read. None means any; results come in the order of their last change, oldest first."""
+    """Which facts to read. None means any; results come in the order of their last change, oldest first.
+
+    `prefix` is what namespaces begin with; `where` is asked last, about facts that fit all else; `newest` turns
+    the order round.
+    """
 
     type: str | None = None
     namespace: Namespace | None = None
@@ -119,6 +150,9 @@ class Query:
     ephemeral: bool | None = None
     filters: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
+    prefix: Namespace | None = None
+    where: Callable[[Fact], bool] | None = None
+    newest: bool = False
 
 
 class Standing(NamedTuple):

@@ -57,7 +57,7 @@ from memstate_langgraph.rules import (
     check_filters,
     check_namespace,
     check_text,
-    matches,
+    fits,
 )
 from memstate_langgraph.run import Call, Flow, acall
 from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit
@@ -650,7 +650,8 @@ class Core:
         overlay = self.overlay()
         stored: list[Fact] = yield find(replace(query, limit=None) if overlay else query)
         facts = [fact for fact in stored if fact.id not in overlay]
-        facts += [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
+        changed = [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
+        facts = [*reversed(changed), *facts] if query.newest else facts + changed
         return facts[: query.limit]
 
     def search(
@@ -673,6 +674,8 @@ class Core:
         scope = checked(scope)
         best: dict[str, ScoredFact] = {}
         for hook in self.vectors:
+            if scope.type is not None and not hook.embeds(scope.type):
+                continue
             if as_of is None:
                 hits = yield from self._search(hook, query, limit, score_threshold, scope)
             else:
@@ -770,6 +773,8 @@ def checked(query: Query) -> Query:
         check_count(query.limit, "limit")
     if query.namespace is not None:
         check_namespace(query.namespace)
+    if query.prefix is not None:
+        check_namespace(query.prefix)
     return replace(query, filters=check_filters(query.filters))
 
 
@@ -780,5 +785,5 @@ def answers(fact: Fact, query: Query) -> bool:
         and (query.namespace is None or fact.namespace == query.namespace)
         and (query.session_id is None or fact.session_id == query.session_id)
         and (query.ephemeral is None or fact.ephemeral == query.ephemeral)
-        and matches(fact, query.filters)
+        and fits(fact, query)
     )

@@ -16,6 +16,7 @@ from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, Score
 from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
+from memstate_langgraph.overview import store_html
 from memstate_langgraph.past import Diff, Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
@@ -48,6 +49,11 @@ class _Store:
     @property
     def rules(self) -> Rules:
         return self._core.rules
+
+    def _repr_html_(self) -> str:
+        """Counts and the last changes, where a notebook shows the store."""
+        storage: Any = self.storage  # type: ignore[attr-defined]  # each door has its kind
+        return store_html(type(self).__name__, storage)
 
     def add_hook(self, hook: object) -> None:
         """Add a vector store hook, or a callable `hook(operation, fact_id, fact)` that may veto by raising.

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import BaseModel, ValidationError
 
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, ScoredFact
-from memstate_langgraph.rules import dumped, explain
+from memstate_langgraph.rules import check_count, dumped, explain
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
 from memstate_langgraph.tools import describe
 
 Update = dict[str, Any]
 NAMESPACE = ("memories", "{user_id}")
+TokenCounter = Callable[[list[BaseMessage]], int]
 
 
 class MemoryNode(Runnable[Any, Update]):
@@ -39,12 +41,59 @@ class MemoryNode(Runnable[Any, Update]):
         raise NotImplementedError
 
 
+class Recalling:
+    """Which facts are recalled for a query, and how a model is told; shared by nodes and middleware."""
+
+    def __init__(
+        self,
+        types: Sequence[str] | None,
+        limit: int,
+        score_threshold: float | None,
+        max_tokens: int | None,
+        count_tokens: TokenCounter | None,
+    ) -> None:
+        if isinstance(types, str):
+            raise ValidationFailed("types: is a list of type names, not one string")
+        check_count(limit, "limit")
+        if max_tokens is not None:
+            check_count(max_tokens, "max_tokens", 1)
+        self.types = None if types is None else list(types)
+        self.limit, self.score_threshold = limit, score_threshold
+        self.max_tokens, self.count_tokens = max_tokens, count_tokens or count_tokens_approximately
+
+    def search(self, query: str | None, scope: Scope) -> Script[list[ScoredFact]]:
+        """The facts nearest to the query, best first, that fit into the budget together."""
+        if not query or not query.strip():
+            return []
+        found: list[ScoredFact] = yield from ask(
+            "search",
+            query,
+            limit=self.limit,
+            filters=None if self.types is None else {"type": {"$in": self.types}},
+            score_threshold=self.score_threshold,
+            namespace=scope.namespace,
+        )
+        if self.max_tokens is None:
+            return found
+        kept: list[ScoredFact] = []
+        for hit in found:  # one that is too long may leave room for the next
+            if self.count_tokens([SystemMessage(told([*kept, hit]))]) <= self.max_tokens:
+                kept.append(hit)
+        return kept
+
+
+def told(found: Sequence[ScoredFact]) -> str:
+    facts = "\n".join(f"- {describe(hit.fact)}" for hit in found) or "- nothing about this"
+    return f"What you remember that may matter here:\n{facts}"
+
+
 class RecallNode(MemoryNode):
     """Puts the facts nearest to a query into the state, before a model is called.
 
     The query is the text of the last human message, or what `query(state)` returns; without one nothing
     is recalled. `into` receives a list of dicts `id, type, payload, score`; with `as_message=True`,
-    `messages` receives a system message instead, the same one at each call.
+    `messages` receives a system message instead, the same one at each call. With `max_tokens`, facts that
+    would make that message longer are left out, as `count_tokens` counts (by default about right for any model).
     """
 
     def __init__(
@@ -57,34 +106,36 @@ class RecallNode(MemoryNode):
         into: str = "memories",
         score_threshold: float | None = None,
         as_message: bool = False,
+        max_tokens: int | None = None,
+        count_tokens: TokenCounter | None = None,
     ) -> None:
         super().__init__(memory, namespace, types)
-        self.limit, self.into = limit, into
-        self.score_threshold, self.as_message = score_threshold, as_message
+        self.recalling = Recalling(types, limit, score_threshold, max_tokens, count_tokens)
+        self.into, self.as_message = into, as_message
         self.query = query or last_human_text
 
     def script(self, state: Any, scope: Scope) -> Script[Update]:
-        query = self.query(state)
-        found: list[ScoredFact] = []
-        if query and query.strip():
-            found = yield from ask(
-                "search",
-                query,
-                limit=self.limit,
-                filters=None if self.types is None else {"type": {"$in": self.types}},
-                score_threshold=self.score_threshold,
-                namespace=scope.namespace,
-            )
+        found = yield from self.recalling.search(self.query(state), scope)
         if self.as_message:
-            told = "\n".join(f"- {describe(hit.fact)}" for hit in found) or "- nothing about this"
-            message = SystemMessage(f"What you remember that may matter here:\n{told}", id="memstate-recall")
-            return {"messages": [message]}
+            return {"messages": [SystemMessage(told(found), id="memstate-recall")]}
         return {
             self.into: [
                 {"id": hit.fact.id, "type": hit.fact.type, "payload": hit.fact.payload, "score": hit.score}
                 for hit in found
             ]
         }
+
+
+class RecallHook(RecallNode):
+    """`RecallNode` as the `pre_model_hook` of a `create_react_agent`-style graph.
+
+    The model is given a system message with the facts in front of the conversation; the stored messages stay.
+    """
+
+    def script(self, state: Any, scope: Scope) -> Script[Update]:
+        found = yield from self.recalling.search(self.query(state), scope)
+        messages = list(value_of(state, "messages") or ())
+        return {"llm_input_messages": [SystemMessage(told(found)), *messages] if found else messages}
 
 
 class RememberNode(MemoryNode):

@@ -164,6 +164,21 @@ class FactsAt(Op[list[Fact]]):
     fact_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a storage holds: facts by type, vectors by collection and state."""
+
+    facts: dict[str, int]
+    entries: int
+    steps: int
+    vectors: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Op[Counts]):
+    """Reads through everything: for people who look, not for plans that decide."""
+
+
 # --- vectors
 
 

@@ -32,13 +32,17 @@ class By:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Store a fact, already admitted by the rules. `id_given` says that the caller chose its id."""
+    """Store a fact, already admitted by the rules. `id_given` says that the caller chose its id.
+
+    The fields of the payload that `keeps` names stay as they are in a fact that is there already.
+    """
 
     fact: Fact
     by: By
     id_given: bool = False
     expected_version: int | None = None
     idempotency_key: str | None = None
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,13 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
+    """Delete a fact; with `missing_ok` also one that is not there, which changes nothing."""
+
     fact_id: str
     by: By
     expected_version: int | None = None
     idempotency_key: str | None = None
+    missing_ok: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +262,8 @@ class Draft:
             self.rules.refuse_change(before)
             session_id = session_id or before.session_id
             ephemeral = ephemeral and before.ephemeral
+            kept = {name: before.payload[name] for name in change.keeps if name in before.payload}
+            fact = fact.model_copy(update={"payload": {**fact.payload, **kept}})
             op = Operation.UPDATE
         else:
             op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
@@ -297,6 +306,10 @@ class Draft:
         return [before.id]
 
     def _drop(self, change: Drop) -> Plan[list[str]]:
+        if change.missing_ok:
+            yield from self._stand([change.fact_id])
+            if self.fact(change.fact_id) is None:
+                return []
         before = yield from self._live(change.fact_id)
         expect(change.expected_version, change.fact_id, before)
         self.rules.refuse_change(before)

@@ -12,12 +12,13 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
-from memstate_langgraph.facts import Fact, Namespace
+from memstate_langgraph.facts import Fact, Namespace, Query
 
 RESERVED = "langgraph."
-"""Types that only the checkpointer writes."""
+"""Types that only the checkpointer and the LangGraph store write."""
 CHECKPOINT_TYPE = "langgraph.checkpoint"
 WRITE_TYPE = "langgraph.write"
+ITEM_TYPE = "langgraph.item"
 
 MAX_DEPTH = 100
 MAX_NAME = 512
@@ -233,7 +234,9 @@ def check_text(text: object, where: str) -> None:
 def check_typename(typename: object) -> None:
     check_text(typename, "type")
     if str(typename).startswith(RESERVED):
-        raise ValidationFailed(f"type {typename!r}: names that begin with {RESERVED!r} belong to the checkpointer")
+        raise ValidationFailed(
+            f"type {typename!r}: names that begin with {RESERVED!r} belong to the checkpointer and the store"
+        )
 
 
 def check_namespace(namespace: Namespace) -> None:
@@ -250,8 +253,9 @@ def check_count(value: object, where: str, least: int = 0) -> None:
 
 # --- filters
 
-_MISSING = object()
-_FIELDS = ("id", "type", "session_id", "source", "version", "ephemeral", "ts", "namespace")
+MISSING = object()
+"""The value of a field that is not there."""
+FIELDS = ("id", "type", "session_id", "source", "version", "ephemeral", "ts", "namespace")
 
 
 def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -265,28 +269,45 @@ def check_filters(filters: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(filters, Mapping):
         raise ValidationFailed(f"filters: must be a dict, not {filters!r}")
     for key, wanted in filters.items():
-        if not isinstance(cast("object", key), str) or not (key in _FIELDS or key.startswith("payload.")):
-            raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(_FIELDS)}")
+        if not isinstance(cast("object", key), str) or not (key in FIELDS or key.startswith("payload.")):
+            raise ValidationFailed(f"filters: {key!r} is neither 'payload.<field>' nor one of {', '.join(FIELDS)}")
         if isinstance(wanted, str):
             check_characters(wanted, f"filters: {key!r}")
         if _is_operators(wanted):
-            for name, operand in wanted.items():
-                if name not in _OPERATORS:
-                    raise ValidationFailed(f"filters: unknown operator {name!r} for {key!r}")
-                if name in ("$in", "$nin") and (isinstance(operand, str) or not isinstance(operand, Sequence)):
-                    raise ValidationFailed(f"filters: {name} for {key!r} takes a list")
+            check_operators(wanted, key)
     return dict(filters)
+
+
+def check_operators(operators: Mapping[str, Any], key: str) -> None:
+    for name, operand in operators.items():
+        if name not in _OPERATORS:
+            raise ValidationFailed(f"filters: unknown operator {name!r} for {key!r}")
+        if name in ("$in", "$nin") and (isinstance(operand, str) or not isinstance(operand, Sequence)):
+            raise ValidationFailed(f"filters: {name} for {key!r} takes a list")
+
+
+def fits(fact: Fact, query: Query) -> bool:
+    """What of a query no database decides: that is the same everywhere only in Python."""
+    return (
+        (query.prefix is None or fact.namespace[: len(query.prefix)] == query.prefix)
+        and matches(fact, query.filters)
+        and (query.where is None or query.where(fact))
+    )
 
 
 def matches(fact: Fact, filters: Mapping[str, Any]) -> bool:
     for key, wanted in filters.items():
         value = _value(fact, key)
         if _is_operators(wanted):
-            if not all(_OPERATORS[name](value, operand) for name, operand in wanted.items()):
+            if not satisfies(value, wanted):
                 return False
-        elif not _equal(value, wanted):
+        elif not same(value, wanted):
             return False
     return True
+
+
+def satisfies(value: Any, operators: Mapping[str, Any]) -> bool:
+    return all(_OPERATORS[name](value, operand) for name, operand in operators.items())
 
 
 def _is_operators(wanted: object) -> bool:
@@ -300,13 +321,13 @@ def _value(fact: Fact, key: str) -> Any:
     value: Any = getattr(fact, head)
     for part in path:
         if not isinstance(value, Mapping) or part not in value:
-            return _MISSING
+            return MISSING
         value = value[part]
     return value
 
 
-def _equal(value: Any, wanted: Any) -> bool:
-    if value is _MISSING or value is None:
+def same(value: Any, wanted: Any) -> bool:
+    if value is MISSING or value is None:
         return wanted is None
     if isinstance(value, bool) or isinstance(wanted, bool):
         return value is wanted
@@ -319,7 +340,7 @@ def _compare(value: Any, operand: Any) -> int | None:
     numbers = isinstance(value, int | float) and isinstance(operand, int | float)
     if isinstance(value, bool) or isinstance(operand, bool):
         return None
-    if not numbers and (type(value) is not type(operand) or value is _MISSING):
+    if not numbers and (type(value) is not type(operand) or value is MISSING):
         return None
     try:
         return int(value > operand) - int(value < operand)
@@ -328,13 +349,13 @@ def _compare(value: Any, operand: Any) -> int | None:
 
 
 _OPERATORS: dict[str, Any] = {
-    "$eq": _equal,
-    "$ne": lambda v, o: not _equal(v, o),
+    "$eq": same,
+    "$ne": lambda v, o: not same(v, o),
     "$gt": lambda v, o: _compare(v, o) == 1,
     "$gte": lambda v, o: _compare(v, o) in (0, 1),
     "$lt": lambda v, o: _compare(v, o) == -1,
     "$lte": lambda v, o: _compare(v, o) in (0, -1),
-    "$in": lambda v, o: any(_equal(v, item) for item in o),
-    "$nin": lambda v, o: not any(_equal(v, item) for item in o),
-    "$exists": lambda v, o: (v is not _MISSING) is bool(o),
+    "$in": lambda v, o: any(same(v, item) for item in o),
+    "$nin": lambda v, o: not any(same(v, item) for item in o),
+    "$exists": lambda v, o: (v is not MISSING) is bool(o),
 }

@@ -209,6 +209,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)  # a fork copies the list, not the threads
 
 
+def in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 async def acall(function: Callable[..., Any], *args: Any) -> Any:
     """Call a hook of either kind from the async door; a sync one runs in a thread."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 -- asks what calling it gives, not whether it can be called

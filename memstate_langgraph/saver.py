@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import zlib
@@ -37,7 +36,17 @@ from memstate_langgraph.packing import pack_typed, unpack_typed
 from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.rules import check_characters, check_count
-from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, check_progress, perform, tell
+from memstate_langgraph.run import (
+    AsyncStorage,
+    Flow,
+    Progress,
+    Storage,
+    aperform,
+    check_progress,
+    in_event_loop,
+    perform,
+    tell,
+)
 
 R = TypeVar("R")
 
@@ -103,7 +112,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     # --- running plans through either door
 
     def _check_door(self) -> None:
-        if isinstance(self.memory, AsyncMemoryStore) and _in_event_loop():
+        if isinstance(self.memory, AsyncMemoryStore) and in_event_loop():
             raise MemoryStoreError(
                 "MemStateCheckpointer: a sync call inside a running event loop would block it; use ainvoke, "
                 "astream and aget_state, or build the checkpointer on a MemoryStore"
@@ -658,11 +667,3 @@ def _config(place: Place) -> RunnableConfig:
 def _version(version: object) -> str:
     """A channel version as a key: 1 and "1" differ."""
     return version if isinstance(version, str) else json.dumps(version)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

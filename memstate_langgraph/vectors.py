@@ -19,7 +19,7 @@ from memstate_langgraph.adapters import Adapter, Capabilities, adapter_of
 from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
 from memstate_langgraph.folders import hold
-from memstate_langgraph.rules import canonical, check_text
+from memstate_langgraph.rules import ITEM_TYPE, canonical, check_text
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -110,9 +110,13 @@ class VectorStoreSyncHook:
 
     # --- facts to texts
 
+    def embeds(self, typename: str) -> bool:
+        """Whether facts of this type may have a text; the items of a LangGraph store only where they are named."""
+        return typename != ITEM_TYPE if self.target_types is None else typename in self.target_types
+
     def text_of(self, fact: Fact) -> Text | None:
         """What to embed for a fact, or None if it is not to be found by meaning."""
-        if self.target_types is not None and fact.type not in self.target_types:
+        if not self.embeds(fact.type):
             return None
         try:
             value = self.text_formatter(fact) if self.text_formatter else fact.payload.get(str(self.text_field))

@@ -7,14 +7,17 @@ async, can execute it. Statements are written with `?` for parameters; a dialect
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
-from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements
+from memstate_langgraph.backends.sql_counts import COUNT_ANSWERS
+from memstate_langgraph.backends.sql_items import ITEM_ANSWERS
+from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements, one_of
 from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
-from memstate_langgraph.rules import MAX_COUNT, matches
+from memstate_langgraph.rules import MAX_COUNT, fits
 
 FIRST_PAGE, LAST_PAGE = 100, 10_000
 """How many facts are read at once where filters may refuse any of them."""
@@ -173,11 +176,17 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
     return found
 
 
-def find_statement(query: Query, after: int, limit: int) -> Sql:
-    where: list[str] = ["seq > ?"]
-    parameters: list[Any] = [after]
+def find_statement(query: Query, beyond: int | None, limit: int, d: Dialect) -> Sql:
+    where: list[str] = ["1 = 1"]
+    parameters: list[Any] = []
+    # with ids or a prefix, their index is the one to use: what a tenant pays does not follow the others
+    few = bool(query.prefix) or "id" in query.filters
+    seq, typename = ("seq + 0", "type || ''") if few else ("seq", "type")
+    if beyond is not None:
+        where.append(f"{seq} {'<' if query.newest else '>'} ?")
+        parameters.append(beyond)
     columns = (
-        ("type", query.type),
+        (typename, query.type),
         ("namespace", None if query.namespace is None else namespace_text(query.namespace)),
         ("session_id", query.session_id),
     )
@@ -188,10 +197,19 @@ def find_statement(query: Query, after: int, limit: int) -> Sql:
     if query.ephemeral is not None:
         where.append("ephemeral" if query.ephemeral else "NOT ephemeral")
     wanted = query.filters.get("id")
-    if isinstance(wanted, str):
-        where.append("id = ?")
-        parameters.append(wanted)
-    return Sql(f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*parameters, limit))
+    ids = wanted["$in"] if isinstance(wanted, Mapping) and wanted.keys() == {"$in"} else [wanted]
+    if "id" in query.filters and all(isinstance(fact_id, str) for fact_id in ids):
+        condition, parameter = one_of(d, "id", ids)
+        where.append(condition)
+        parameters.append(parameter)
+    if query.prefix:
+        # the texts of the namespaces that begin with ["a","b" go on with a comma or end with the bracket
+        begins = namespace_text(query.prefix)[:-1]
+        where.append("namespace BETWEEN ? AND ?")
+        parameters += [begins + ",", begins + "]"]
+    order = f"{seq} DESC" if query.newest else seq
+    parameters.append(limit)
+    return Sql(f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?", parameters)
 
 
 def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
@@ -199,14 +217,15 @@ def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
     query = op.query
     limit = MAX_COUNT if query.limit is None else query.limit
     found: list[Fact] = []
-    after, page = 0, limit if not query.filters else min(max(limit, FIRST_PAGE), LAST_PAGE)
+    free = not query.filters and query.where is None
+    beyond, page = None, limit if free else min(max(limit, FIRST_PAGE), LAST_PAGE)
     while len(found) < limit:
-        rows = yield find_statement(query, after, page)
+        rows = yield find_statement(query, beyond, page, d)
         facts = (_fact(row) for row in rows)
-        found += [fact for fact in facts if matches(fact, query.filters)]
+        found += [fact for fact in facts if fits(fact, query)]
         if len(rows) < page:
             break
-        after, page = rows[-1][-1], min(page * 4, LAST_PAGE)
+        beyond, page = rows[-1][-1], min(page * 4, LAST_PAGE)
     return found[:limit]
 
 
@@ -420,4 +439,6 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.ReadVectors: read_vectors,
     ops.Expunge: expunge,
     **CHECKPOINT_ANSWERS,
+    **COUNT_ANSWERS,
+    **ITEM_ANSWERS,
 }

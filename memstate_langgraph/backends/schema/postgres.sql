@@ -86,6 +86,12 @@ CREATE INDEX {prefix}vectors_live ON {prefix}vectors (fact_id) WHERE state = 'li
 CREATE INDEX {prefix}vectors_due ON {prefix}vectors (due) WHERE due IS NOT NULL;
 CREATE INDEX {prefix}vectors_collection ON {prefix}vectors (collection, id);
 
+-- When items with a time to live were last read (seconds since the epoch). Reading is no change, so it is not logged.
+CREATE TABLE {prefix}reads (
+    fact_id     TEXT COLLATE "C" PRIMARY KEY,
+    at          DOUBLE PRECISION NOT NULL
+);
+
 -- LangGraph's checkpoints without their channel values, which are shared between checkpoints.
 CREATE TABLE {prefix}checkpoints (
     thread_id       TEXT COLLATE "C" NOT NULL,

@@ -76,6 +76,12 @@ CREATE TABLE vectors (
 CREATE INDEX vectors_live ON vectors (fact_id) WHERE state = 'live';
 CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;
 
+-- When items with a time to live were last read (seconds since the epoch). Reading is no change, so it is not logged.
+CREATE TABLE reads (
+    fact_id     TEXT PRIMARY KEY,
+    at          REAL NOT NULL
+) WITHOUT ROWID;
+
 -- LangGraph's checkpoints without their channel values, which are shared between checkpoints. `position` is that
 -- of the log when they were stored.
 CREATE TABLE checkpoints (

@@ -1,0 +1,3 @@
+from memstate_langgraph.cli import main
+
+main()
