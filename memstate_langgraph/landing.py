@@ -182,8 +182,12 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
 def drop(identity: Hashable, thread_id: str, task_id: str) -> Flow[None]:
     """Give up what a task wrote that failed, or was interrupted: it will run again.
 
-    Not what was finished inside it: a subgraph goes on where it stopped.
+    Not what was finished inside it: a subgraph goes on where it stopped, and of a `@task` that it called the
+    result may still be on its way.
     """
     for stage in STAGES.of_thread(identity, thread_id):
-        if stage.proof is None and any(level.task_id == task_id for level in stage.task.levels):
-            yield from stage.owner.give_up(stage)
+        own = stage.task.levels[-1]
+        for level in stage.task.levels:
+            called = level is not own and level.checkpoint_id == own.checkpoint_id
+            if level.task_id == task_id and stage.proof is None and not called:
+                yield from stage.owner.give_up(stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -356,6 +357,27 @@ def test_functions_and_their_tasks_are_transactions_too(memory: MemoryStore) -> 
     *said, seen = main.invoke(None, CONFIG)
     assert seen == "3"
     assert sorted(said) == sorted(contents(memory))
+
+
+def test_a_result_that_is_stored_after_its_caller_failed_lands(memory: MemoryStore) -> None:
+    class Slow(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            if writes[0][0] == "__return__":
+                time.sleep(0.3)  # the caller's error is stored first
+            super().put_writes(config, writes, task_id, task_path)
+
+    @task
+    def work(name: str) -> str:
+        return say(memory, name)
+
+    @entrypoint(checkpointer=Slow(memory))
+    def main(name: str) -> str:
+        work(name).result()
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        main.invoke("a", CONFIG)
+    assert [content.split()[0] for content in contents(memory)] == ["a"]
 
 
 # --- what can only be decided when it lands
