@@ -12,7 +12,7 @@ from html import escape
 from typing import Any, cast
 
 from memstate_langgraph.errors import LeaseLost, ValidationFailed
-from memstate_langgraph.facts import Fact, Health, Query, Vector
+from memstate_langgraph.facts import Entry, Fact, Health, Query, Vector
 from memstate_langgraph.flows import Core, ask, intend
 from memstate_langgraph.ops import (
     Activate,
@@ -218,16 +218,22 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
 @writes
 def replace_vectors(fresh: tuple[tuple[str, Fact], ...], old: tuple[str, ...]) -> Plan[tuple[str, ...]]:
     """Make fresh vectors live in the place of lost ones, for facts that are still what was embedded."""
+    born = yield from _unchanged(fresh)
+    yield from Expunge(old)
+    yield from Activate(tuple((vector_id, entry.seq) for vector_id, entry in born))
+    return tuple(vector_id for vector_id, _ in born)
+
+
+def _unchanged(fresh: tuple[tuple[str, Fact], ...]) -> Plan[list[tuple[str, Entry]]]:
+    """The fresh vectors of facts that are still what was embedded, with the entries that made those so."""
     standing = yield from Load(tuple(fact.id for _, fact in fresh))
-    newest = {}
+    born = []
     for vector_id, fact in fresh:
         now = standing[fact.id].fact
         if now is not None and now.version == fact.version:
             (entry,) = yield from ReadLog(fact_id=fact.id, limit=1)
-            newest[vector_id] = entry.seq
-    yield from Expunge(old)
-    yield from Activate(tuple(newest.items()))
-    return tuple(newest)
+            born.append((vector_id, entry))
+    return born
 
 
 @writes
@@ -241,19 +247,10 @@ def swap_vectors(index: str, fresh: tuple[tuple[str, Fact], ...], retire_at: flo
 
     A search under way may have found the old ones only, so they stay visible at the positions that are taken.
     """
-    standing = yield from Load(tuple(fact.id for _, fact in fresh))
-    same = [
-        (vector_id, fact)
-        for vector_id, fact in fresh
-        if (now := standing[fact.id].fact) is not None and now.version == fact.version
-    ]
-    born = []
-    for vector_id, fact in same:
-        (entry,) = yield from ReadLog(fact_id=fact.id, limit=1)
-        born.append((vector_id, entry.seq))
+    born = yield from _unchanged(fresh)
     after = 1 + (yield from LastSeq())
-    yield from Retire(tuple((fact.id, after) for _, fact in same), retire_at, index)
-    if (yield from Activate(tuple(born))) != len(born):
+    yield from Retire(tuple((entry.fact_id, after) for _, entry in born), retire_at, index)
+    if (yield from Activate(tuple((vector_id, entry.seq) for vector_id, entry in born))) != len(born):
         raise LeaseLost("a collection took longer to rebuild than its lease; what was rebuilt so far stays, try again")
     return len(born)
 

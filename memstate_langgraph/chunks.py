@@ -23,6 +23,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from memstate_langgraph.checkpoint_ops import ChunkRow
+from memstate_langgraph.graph import SEPARATOR
 from memstate_langgraph.packing import pack, unpack
 
 CHUNK = 65536
@@ -332,7 +333,7 @@ class Spot(NamedTuple):
         yield self
         checkpoint_ns = self.checkpoint_ns
         while checkpoint_ns:
-            checkpoint_ns = checkpoint_ns.rpartition("|")[0]
+            checkpoint_ns = checkpoint_ns.rpartition(SEPARATOR)[0]
             yield self._replace(checkpoint_ns=checkpoint_ns)
 
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, ScoredFact
+from memstate_langgraph.flows import read_log
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import ReadLog
-from memstate_langgraph.overview import entries_of, tasks_of
 from memstate_langgraph.pictures import Picture, Point, draw_timeline, draw_tree
 from memstate_langgraph.rules import check_count, check_text
 from memstate_langgraph.saver import MemStateCheckpointer
@@ -89,12 +89,10 @@ def checkpoint_tree(saver: MemStateCheckpointer, thread_id: str, *, limit: int =
     storage = _sync(saver.memory)
     reader = MemStateCheckpointer(MemoryStore(storage), serde=saver.serde)
     found = list(reader.list({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}, limit=limit))
-    ran_on = storage.run(tasks_of(thread_id))
     changes: dict[str | None, list[Entry]] = {}
-    for entry in reversed(storage.run(entries_of(ReadLog(session_id=thread_id)))):
+    for entry in reversed(storage.run(read_log(ReadLog(session_id=thread_id)))):
         if entry.cause.thread_id == thread_id:
-            task = entry.cause.task_id
-            changes.setdefault(entry.cause.checkpoint_id or (task and ran_on.get(task)), []).append(entry)
+            changes.setdefault(entry.cause.checkpoint_id, []).append(entry)
     points = []
     for one in reversed(found):
         checkpoint_id = one.config["configurable"]["checkpoint_id"]
@@ -154,7 +152,7 @@ def timeline(
         raise ValidationFailed(f"timeline: takes a MemoryStore or AsyncMemoryStore, not {memory!r}")
     check_count(limit, "limit", 1)
     check_count(facts, "facts", 1)
-    entries = _sync(memory).run(entries_of(ReadLog(session_id=session_id, limit=limit)))
+    entries = _sync(memory).run(read_log(ReadLog(session_id=session_id, limit=limit)))
     names: dict[str, str] = {}
     for entry in entries:  # newest first, so that a fact is called by what it was last
         fact = entry.after or entry.before

@@ -1,4 +1,4 @@
-"""What happens between transactions: the commit protocol of facts and vectors, search, collection.
+"""What happens between transactions: the commit protocol of facts and vectors, collection, reading.
 
 A vector store has no transactions, so vectors are prepared under fresh ids that nobody looks at, and one
 short transaction makes fact, log entry and vector visible together:
@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
-import operator
 import time
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
-from memstate_langgraph.facts import Entry, Fact, Query, ScoredFact, Vector, utcnow
+from memstate_langgraph.facts import Entry, Fact, Query, Vector, utcnow
 from memstate_langgraph.graph import Task, running_task
 from memstate_langgraph.ops import (
     Abandon,
@@ -35,7 +33,6 @@ from memstate_langgraph.ops import (
     Buried,
     Due,
     Find,
-    Hydrate,
     Intend,
     LastSeq,
     Load,
@@ -47,20 +44,18 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.past import Diff, Moment, diff as past_diff, facts_at, position as past_position
-from memstate_langgraph.plans import By, Change, Discard, Draft, Promote, Rollback
+from memstate_langgraph.plans import By, Change, Discard, Draft, Promote, Rollback, changed_by
 from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
     WRITE_TYPE,
     Rules,
-    check_characters,
+    answers,
     check_count,
-    check_filters,
-    check_namespace,
+    check_query,
     check_text,
-    fits,
 )
 from memstate_langgraph.run import Call, Flow, acall
-from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit
+from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit, drafts_of
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 logger = logging.getLogger("memstate_langgraph")
@@ -122,11 +117,6 @@ class Transaction:
     immediate: bool = False
     changes: list[Change] = field(default_factory=list)
     open: bool = True
-
-    def overlay(self) -> dict[str, Fact | None]:
-        """In the order of their last change. Copies: what a reader does to them must not reach the commit."""
-        facts = {fact_id: self.draft.fact(fact_id) for fact_id in self.draft.touched()}
-        return {fact_id: fact and fact.model_copy(deep=True) for fact_id, fact in facts.items()}
 
 
 # --- plans
@@ -237,16 +227,6 @@ def bury(ids: tuple[str, ...], now: float, until: float) -> Plan[None]:
 
 
 @reads
-def position() -> Plan[int]:
-    return (yield from LastSeq())
-
-
-@reads
-def hydrate(vectors: tuple[str, ...], at: int) -> Plan[dict[str, Fact]]:
-    return (yield from Hydrate(vectors, at))
-
-
-@reads
 def find(query: Query) -> Plan[list[Fact]]:
     return (yield from Find(query))
 
@@ -287,16 +267,6 @@ def ask(hook: VectorStoreSyncHook, method: str, *args: Any, deadline: float | No
                 f"vector store {hook.name!r}: {method} took longer than its timeout of {hook.timeout} s"
             ) from error
         raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
-
-
-def staged(stages: Sequence[Stage]) -> dict[str, Fact | None]:
-    """The facts that tasks changed as they will be, in the order of their last change. Copies."""
-    facts: dict[str, Fact | None] = {}
-    for stage in stages:
-        for fact_id, fact in stage.final().items():
-            facts.pop(fact_id, None)
-            facts[fact_id] = fact and fact.model_copy(deep=True)
-    return facts
 
 
 class Core:
@@ -475,8 +445,15 @@ class Core:
             raise ValidationFailed("transaction: already inside one of this store; make the changes in that")
         draft = self.new_draft()
         if not immediate:
-            draft.over(unit.draft for stage in self.visible() for unit in stage.units)
+            draft.over(drafts_of(self.visible()))
         return Transaction(by, draft.now, draft, immediate)
+
+    def revert(
+        self, by: By, causes: tuple[tuple[str, str], ...], since: Moment | None, immediate: bool
+    ) -> Flow[list[str]]:
+        """Undo what has these causes and came after a moment."""
+        after: int | None = None if since is None else (yield past_position(since, "since"))
+        return (yield from self.change(Rollback(None, None, by, causes=causes, after=after), immediate))
 
     def rewind(self, rollback: Rollback, also: Callable[[], Plan[R]]) -> Flow[tuple[list[str], R]]:
         """Roll back and do something else in the same transaction."""
@@ -511,8 +488,9 @@ class Core:
     def visible(self) -> list[Stage]:
         """What the running task may see of what is not committed yet: its own, and what it rests on."""
         task = self._task()
-        if task is None:
-            return []
+        return [] if task is None else self._visible_to(task)
+
+    def _visible_to(self, task: Task) -> list[Stage]:
         return [
             stage
             for stage in STAGES.of_thread(self.identity, task.thread_id)
@@ -523,7 +501,7 @@ class Core:
         new_draft = self.new_draft().copy
         for _ in range(ATTEMPTS):
             known = len(stage.units)
-            units = [unit for one in self.visible() for unit in one.units]
+            units = [unit for one in self._visible_to(stage.task) for unit in one.units]
             if units and any(isinstance(change, Rollback | Promote | Discard) for change in changes):
                 # what these do depends on all that is stored, so it is tried there
                 try:
@@ -618,13 +596,9 @@ class Core:
 
         Taken before storage is asked: what lands meanwhile is then seen twice, never not at all.
         """
-        facts = staged(self.visible())
         transaction = self.ambient.get()
-        if transaction is not None:
-            for fact_id, fact in transaction.overlay().items():
-                facts.pop(fact_id, None)
-                facts[fact_id] = fact
-        return facts
+        drafts = drafts_of(self.visible())
+        return changed_by(drafts if transaction is None else [*drafts, transaction.draft])
 
     def get(self, fact_id: str, as_of: Moment | None = None) -> Flow[Fact | None]:
         check_text(fact_id, "fact_id")
@@ -638,7 +612,7 @@ class Core:
         return fact
 
     def query(self, query: Query, as_of: Moment | None = None) -> Flow[list[Fact]]:
-        query = checked(query)
+        query = check_query(query)
         if as_of is not None:
             then: list[Fact] = yield facts_at(as_of)
             return [fact for fact in then if answers(fact, query)][: query.limit]
@@ -648,101 +622,13 @@ class Core:
             rendered: list[Fact] = yield as_facts(query)
             return rendered
         overlay = self.overlay()
-        stored: list[Fact] = yield find(replace(query, limit=None) if overlay else query)
+        # so many that enough are left where all that was changed is among them
+        enough = None if query.limit is None else query.limit + len(overlay)
+        stored: list[Fact] = yield find(replace(query, limit=enough))
         facts = [fact for fact in stored if fact.id not in overlay]
         changed = [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
         facts = [*reversed(changed), *facts] if query.newest else facts + changed
         return facts[: query.limit]
-
-    def search(
-        self,
-        query: str,
-        limit: int | None,
-        score_threshold: float | None,
-        scope: Query,
-        as_of: Moment | None = None,
-    ) -> Flow[list[ScoredFact]]:
-        if not self.vectors:
-            raise MemoryStoreError("search: this store has no vector hook; add a VectorStoreSyncHook")
-        if not isinstance(cast("object", query), str) or not query.strip():
-            raise ValidationFailed(f"search: the query must be some text, not {query!r}")
-        check_characters(query, "search: the query")
-        if limit is not None:
-            check_count(limit, "limit")
-        if score_threshold is not None and not isinstance(cast("object", score_threshold), int | float):
-            raise ValidationFailed(f"score_threshold: must be a number, not {score_threshold!r}")
-        scope = checked(scope)
-        best: dict[str, ScoredFact] = {}
-        for hook in self.vectors:
-            if scope.type is not None and not hook.embeds(scope.type):
-                continue
-            if as_of is None:
-                hits = yield from self._search(hook, query, limit, score_threshold, scope)
-            else:
-                hits = yield from self._search_past(hook, query, score_threshold, scope, as_of)
-            for found in hits:
-                known = best.get(found.fact.id)
-                if known is None or found.score > known.score:
-                    best[found.fact.id] = found
-        ranked = sorted(best.values(), key=lambda found: -found.score)
-        return ranked[:limit]
-
-    def _search(
-        self, hook: VectorStoreSyncHook, query: str, limit: int | None, threshold: float | None, scope: Query
-    ) -> Flow[list[ScoredFact]]:
-        if limit == 0:
-            return []
-        deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
-        for _ in range(3):
-            began = time.monotonic()
-            stages = self.visible()
-            ours = staged(stages)
-            prepared = {
-                made.vector_id: fact
-                for stage in stages
-                for (name, fact_id), made in stage.prepared.items()
-                if name == hook.name and (fact := ours.get(fact_id)) is not None
-            }
-            # The snapshot comes first: a vector that is replaced while we search is still ours to show.
-            at: int = yield position()
-            k = 1000 if limit is None else limit + 5
-            while True:
-                hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
-                stored: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
-                facts = {key: fact for key, fact in stored.items() if fact.id not in ours} | prepared
-                by_fact: dict[str, ScoredFact] = {}  # while a collection is rebuilt, a fact may be hit twice
-                for vector_id, score in hits:
-                    if (
-                        (fact := facts.get(vector_id)) is not None
-                        and (threshold is None or score >= threshold)
-                        and answers(fact, scope)
-                    ):
-                        by_fact.setdefault(fact.id, ScoredFact(fact, score))
-                found = list(by_fact.values())
-                below = threshold is not None and bool(hits) and hits[-1][1] < threshold
-                if len(hits) < k or below or (limit is not None and len(found) >= limit):
-                    break
-                k *= 4
-            if hook.grace <= 0 or time.monotonic() - began < hook.grace:
-                return found[:limit]
-        raise HookError(f"vector store {hook.name!r}: a search took longer than the grace time of {hook.grace} s")
-
-    def _search_past(
-        self, hook: VectorStoreSyncHook, query: str, threshold: float | None, scope: Query, as_of: Moment
-    ) -> Flow[list[ScoredFact]]:
-        """By cosine over the texts of then, all embedded anew: their vectors may be gone, and scores must compare."""
-        then: list[Fact] = yield facts_at(as_of)
-        texts = [(fact, text) for fact in then if answers(fact, scope) and (text := hook.text_of(fact)) is not None]
-        if not texts:
-            return []
-        deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
-        vectors, wanted = yield from ask(hook, "embed", [text.text for _, text in texts], query, deadline=deadline)
-        found = [ScoredFact(fact, cosine(vector, wanted)) for (fact, _), vector in zip(texts, vectors, strict=True)]
-        return [one for one in found if threshold is None or one.score >= threshold]
-
-    def position(self, moment: Moment) -> Flow[int]:
-        at: int = yield past_position(moment)
-        return at
 
     def diff(self, start: Moment, end: Moment | None) -> Flow[Diff]:
         found: Diff = yield past_diff(start, end)
@@ -758,32 +644,3 @@ class Core:
                 check_text(text, name)
         entries: list[Entry] = yield read_log(question)
         return entries
-
-
-def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    size = math.hypot(*one) * math.hypot(*other)
-    return sum(map(operator.mul, one, other)) / size if size else 0.0
-
-
-def checked(query: Query) -> Query:
-    for name, text in (("typename", query.type), ("session_id", query.session_id)):
-        if text is not None:
-            check_text(text, name)
-    if query.limit is not None:
-        check_count(query.limit, "limit")
-    if query.namespace is not None:
-        check_namespace(query.namespace)
-    if query.prefix is not None:
-        check_namespace(query.prefix)
-    return replace(query, filters=check_filters(query.filters))
-
-
-def answers(fact: Fact, query: Query) -> bool:
-    """Whether a fact is one that the query asks for; what `Find` decides in storage."""
-    return (
-        (query.type is None or fact.type == query.type)
-        and (query.namespace is None or fact.namespace == query.namespace)
-        and (query.session_id is None or fact.session_id == query.session_id)
-        and (query.ephemeral is None or fact.ephemeral == query.ephemeral)
-        and fits(fact, query)
-    )

@@ -10,7 +10,8 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from memstate_langgraph.facts import NO_CAUSE, Cause
 
-_SEPARATOR = "|"
+SEPARATOR = "|"
+"""Between the graphs of a checkpoint namespace, the outermost first."""
 
 
 def current_cause() -> Cause:
@@ -80,9 +81,14 @@ def running_task() -> Task | None:
         levels=levels,
         run=run_of(configurable),
         attempt=(configurable.get("__pregel_scratchpad"), number),
-        exits=configurable.get("__pregel_durability") == "exit",
+        exits=exits(configurable),
         checkpointer=checkpointer,
     )
+
+
+def exits(configurable: Mapping[str, Any]) -> bool:
+    """Whether a run stores only its last checkpoint."""
+    return bool(configurable.get("__pregel_durability") == "exit")
 
 
 def run_of(configurable: Mapping[str, Any]) -> object:
@@ -92,13 +98,13 @@ def run_of(configurable: Mapping[str, Any]) -> object:
 def levels_of(configurable: Mapping[str, Any]) -> tuple[Level, ...]:
     """The namespace of a task is a path of `node:task id`; the map tells the checkpoint of each graph on it."""
     checkpoints: Mapping[str, str] = configurable.get("checkpoint_map") or {}
-    parts = str(configurable.get("checkpoint_ns") or "").split(_SEPARATOR)
+    parts = str(configurable.get("checkpoint_ns") or "").split(SEPARATOR)
     levels: list[Level] = []
     for i, part in enumerate(parts):
         _, colon, task_id = part.rpartition(":")
-        checkpoint_ns = _SEPARATOR.join(parts[:i])
+        checkpoint_ns = SEPARATOR.join(parts[:i])
         # a subgraph with a memory of its own (checkpointer=True) has a namespace without task ids
-        bare = _SEPARATOR.join(piece.partition(":")[0] for piece in parts[:i] if not piece.isdigit())
+        bare = SEPARATOR.join(piece.partition(":")[0] for piece in parts[:i] if not piece.isdigit())
         for known in (checkpoint_ns, bare):
             if colon and known in checkpoints:
                 # a @task is called: it runs on its caller's checkpoint

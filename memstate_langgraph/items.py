@@ -50,6 +50,7 @@ from memstate_langgraph.rules import (
     satisfies,
 )
 from memstate_langgraph.run import Flow, aperform, in_event_loop, perform
+from memstate_langgraph.search import search
 from memstate_langgraph.vectors import VectorStoreSyncHook
 
 R = TypeVar("R")
@@ -199,7 +200,7 @@ class MemStateStore(BaseStore):
         if query is not None and any(hook.embeds(ITEM_TYPE) for hook in self._core.vectors):
 
             def nearest(count: int) -> Flow[list[_Hit]]:
-                return [_Hit(*hit) for hit in (yield from self._core.search(query, count, None, scope))]
+                return [_Hit(*hit) for hit in (yield from search(self._core, query, count, None, scope))]
 
             hits = yield from self._enough(nearest, wanted, now)
         if len(hits) < wanted:

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
 from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.flows import ATTEMPTS, Unprepared, contended
-from memstate_langgraph.graph import run_of
+from memstate_langgraph.graph import exits, run_of
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import STAGES, Proof, Stage
 
 R = TypeVar("R")
-FAILED = frozenset({"__error__", "__interrupt__"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,14 @@ class Saved:
     exits: bool
 
     def concerns(self, stage: Stage) -> bool:
-        if stage.proof is not None and self.place in stage.places():
-            return True
-        return stage.task.run is self.run and self._level(stage) is not None
+        return (stage.proof is not None and self.place in stage.places()) or self._level(stage) is not None
 
     def contains(self, stage: Stage) -> bool:
-        return stage.task.run is self.run and self._level(stage) is not None and self.place not in stage.places()
+        return self._level(stage) is not None and self.place not in stage.places()
 
     def _level(self, stage: Stage) -> int | None:
         """Which of the stage's graphs the checkpoint is of, if it contains the task's result."""
-        for i, level in enumerate(stage.task.levels):
+        for i, level in enumerate(stage.task.levels if stage.task.run is self.run else ()):
             if level.checkpoint_ns == self.place.checkpoint_ns and (
                 self.exits or level.checkpoint_id == self.parent_id
             ):
@@ -77,7 +75,7 @@ class Saved:
     def lands(self, stage: Stage) -> Plan[bool]:
         if stage.proof is not None and (yield from self._waited(stage)):
             return True
-        at = self._level(stage) if stage.task.run is self.run else None
+        at = self._level(stage)
         if at is None:
             return False
         if self.exits:
@@ -123,12 +121,12 @@ def _holds(proof: Proof) -> Plan[bool]:
 
 
 def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) -> Saved:
-    return Saved(place, parent_id, run_of(configurable), configurable.get("__pregel_durability") == "exit")
+    return Saved(place, parent_id, run_of(configurable), exits(configurable))
 
 
 def failed(channels: Iterable[str]) -> bool:
     """Whether these are the writes of a task that will run again from its start."""
-    return not FAILED.isdisjoint(channels)
+    return not {ERROR, INTERRUPT}.isdisjoint(channels)
 
 
 def is_result(channels: Sequence[str]) -> bool:
@@ -144,7 +142,7 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
     landed: list[Stage] = []
     landing: list[Stage] = []
 
-    def _land(stages: Sequence[Stage]) -> Plan[None]:
+    def land(stages: Sequence[Stage]) -> Plan[None]:
         for stage in stages:
             if (yield from event.lands(stage)):
                 landing[:] = [stage]
@@ -158,9 +156,9 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
         stages = concerned(identity, event)
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
-        yield from _land([stage for stage in stages if event.contains(stage)])
+        yield from land([stage for stage in stages if event.contains(stage)])
         result = yield from start()
-        yield from _land([stage for stage in stages if stage not in landed])
+        yield from land([stage for stage in stages if stage not in landed])
         return result
 
     for _ in range(ATTEMPTS):

@@ -21,6 +21,7 @@ from memstate_langgraph.past import Diff, Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
 from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, perform
+from memstate_langgraph.search import search
 
 R = TypeVar("R")
 _WITHIN_FACT = frozenset({"payload", "source"})
@@ -377,8 +378,7 @@ class MemoryStore(_Store):
         """
         by = self._by(None, actor, reason, None)
         causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
-        after = None if since is None else self._do(self._core.position(since))
-        return self._do(self._core.change(Rollback(None, None, by, causes=causes, after=after), immediate))
+        return self._do(self._core.revert(by, causes, since, immediate))
 
     def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """What changed between two positions of the log, times or checkpoints; until now without `end`."""
@@ -444,7 +444,7 @@ class MemoryStore(_Store):
         fact in scope, and its scores do not compare with those of the vector store.
         """
         scope = Query(typename, namespace, session_id, None, _filters(filters))
-        return self._do(self._core.search(query, limit, score_threshold, scope, as_of))
+        return self._do(search(self._core, query, limit, score_threshold, scope, as_of))
 
     def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """Entries of the log, newest first."""
@@ -644,8 +644,7 @@ class AsyncMemoryStore(_Store):
         """See `MemoryStore.revert`."""
         by = self._by(None, actor, reason, None)
         causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
-        after = None if since is None else await self._do(self._core.position(since))
-        return await self._do(self._core.change(Rollback(None, None, by, causes=causes, after=after), immediate))
+        return await self._do(self._core.revert(by, causes, since, immediate))
 
     async def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """See `MemoryStore.diff`."""
@@ -700,7 +699,7 @@ class AsyncMemoryStore(_Store):
     ) -> list[ScoredFact]:
         """See `MemoryStore.search`."""
         scope = Query(typename, namespace, session_id, None, _filters(filters))
-        return await self._do(self._core.search(query, limit, score_threshold, scope, as_of))
+        return await self._do(search(self._core, query, limit, score_threshold, scope, as_of))
 
     async def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """See `MemoryStore.log`."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindWrites, ListThreads, ThreadRow
-from memstate_langgraph.checkpoints import checkpoint_fact
+from memstate_langgraph.checkpoint_ops import ListThreads, ThreadRow
 from memstate_langgraph.errors import MemoryStoreError
-from memstate_langgraph.facts import Entry, Fact
+from memstate_langgraph.facts import Entry
 from memstate_langgraph.ops import Count, Counts, Plan, ReadLog, reads
 from memstate_langgraph.tables import table
 
@@ -32,25 +31,6 @@ def overview(entries: int = 0) -> Plan[Overview]:
     threads = yield from ListThreads()
     last = (yield from ReadLog(limit=entries)) if entries else []
     return Overview(counts, threads, last)
-
-
-@reads
-def thread(thread_id: str) -> Plan[list[Fact]]:
-    """A thread's checkpoints as facts, in the order of their ids, which is that of time."""
-    rows = yield from FindCheckpoints(thread_id)
-    return sorted((checkpoint_fact(row) for row in rows), key=lambda fact: str(fact.payload["checkpoint_id"]))
-
-
-@reads
-def tasks_of(thread_id: str) -> Plan[dict[str, str]]:
-    """The checkpoint that each task of a thread ran on."""
-    rows = yield from FindWrites(thread_id)
-    return {row.task_id: row.place.checkpoint_id for row in rows}
-
-
-@reads
-def entries_of(question: ReadLog) -> Plan[list[Entry]]:
-    return (yield from question)
 
 
 def time_of(checkpoint_id: str) -> datetime | None:

@@ -76,50 +76,52 @@ class Diff:
         return f"<table><caption>log {self.start} to {self.end}</caption>{head}{rows}</table>"
 
 
-def position_of(moment: Moment) -> Plan[int]:
-    """Raises `ValidationFailed` for what is no moment, or no stored checkpoint."""
+def position_of(moment: Moment, name: str) -> Plan[int]:
+    """Raises `ValidationFailed`, naming the argument, for what is no moment, or no stored checkpoint."""
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
-            raise ValidationFailed(f"as_of: a time needs a time zone, such as datetime.now(UTC), not {moment!r}")
+            raise ValidationFailed(f"{name}: a time needs a time zone, such as datetime.now(UTC), not {moment!r}")
         return (yield from PositionAt(moment))
     if isinstance(moment, Mapping):
         place = moment.get("configurable")
         thread_id = place.get("thread_id") if isinstance(place, Mapping) else None
         if not isinstance(place, Mapping) or not thread_id:
-            raise ValidationFailed("as_of: the config of a checkpoint has a thread_id, this has none")
+            raise ValidationFailed(f"{name}: the config of a checkpoint has a thread_id, this has none")
         checkpoint_ns, checkpoint_id = place.get("checkpoint_ns") or "", place.get("checkpoint_id")
-        for name, text in (
+        for part, text in (
             ("thread_id", thread_id),
             ("checkpoint_ns", checkpoint_ns),
             ("checkpoint_id", checkpoint_id),
         ):
             if text is not None:
-                check_characters(str(text), f"as_of: {name}")
+                check_characters(str(text), f"{name}: {part}")
         asked = None if checkpoint_id is None else str(checkpoint_id)
         rows = yield from FindCheckpoints(str(thread_id), str(checkpoint_ns), asked, limit=1)
         if not rows:
-            raise ValidationFailed(f"as_of: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}")
+            raise ValidationFailed(f"{name}: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}")
         return rows[0].position or 0
     if isinstance(cast("object", moment), bool) or not isinstance(cast("object", moment), int):
-        raise ValidationFailed(f"as_of: must be a position of the log, a time or a checkpoint's config, not {moment!r}")
-    check_count(moment, "as_of")
+        raise ValidationFailed(
+            f"{name}: must be a position of the log, a time or a checkpoint's config, not {moment!r}"
+        )
+    check_count(moment, name)
     return moment
 
 
 @reads
-def position(moment: Moment) -> Plan[int]:
-    return (yield from position_of(moment))
+def position(moment: Moment, name: str = "as_of") -> Plan[int]:
+    return (yield from position_of(moment, name))
 
 
 @reads
 def facts_at(moment: Moment, fact_id: str | None = None) -> Plan[list[Fact]]:
-    return (yield from FactsAt((yield from position_of(moment)), fact_id))
+    return (yield from FactsAt((yield from position_of(moment, "as_of")), fact_id))
 
 
 @reads
 def diff(start: Moment, end: Moment | None) -> Plan[Diff]:
-    first = yield from position_of(start)
-    last = (yield from LastSeq()) if end is None else (yield from position_of(end))
+    first = yield from position_of(start, "start")
+    last = (yield from LastSeq()) if end is None else (yield from position_of(end, "end"))
     if last < first:
         raise ValidationFailed(f"diff: goes forward in time, but {last} comes before {first}; swap them")
     before: dict[str, Fact | None] = {}

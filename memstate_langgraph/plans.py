@@ -461,6 +461,19 @@ class Draft:
         return entries
 
 
+def changed_by(drafts: Iterable[Draft]) -> dict[str, Fact | None]:
+    """The facts that drafts change as the last of them leaves them, in the order of their last change.
+
+    Copies: what a reader does to them must not reach the commit.
+    """
+    facts: dict[str, Fact | None] = {}
+    for draft in drafts:
+        for fact_id in draft.touched():
+            facts.pop(fact_id, None)
+            facts[fact_id] = draft.fact(fact_id)
+    return {fact_id: fact and fact.model_copy(deep=True) for fact_id, fact in facts.items()}
+
+
 def single(fact: Fact) -> Single | None:
     return None if fact.singleton is None else (fact.type, fact.namespace, fact.singleton)
 

@@ -277,7 +277,7 @@ class Pristine:
         ):
             return serde.dumps_typed(value)
         kept, thawer = self._known(spot, serde)
-        same, head, ends = 0, b"", list[int]()
+        same, head, ends, unchanged = 0, b"", list[int](), list[Any]()
         if kept is not None and kept.count is not None:
             known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
             if known is not None:
@@ -286,6 +286,7 @@ class Pristine:
                         break
                     same += 1
                 head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
+                unchanged = kept.value[:same]
         kind, tail = serde.dumps_typed(value[same:])
         if kind != "msgpack":
             return serde.dumps_typed(value)
@@ -296,9 +297,8 @@ class Pristine:
             return kind, _header(len(value)) + head + tail[start:]
         body = head + tail[start:]
         more = _ends(tail[start:], count or 0)
-        kept_value = (kept.value[:same] if kept is not None else []) + fresh
         all_ends = None if more is None else ends + [len(head) + end for end in more]
-        self._keep(spot, _Kept(serde, body, kept_value, len(value), all_ends))
+        self._keep(spot, _Kept(serde, body, unchanged + fresh, len(value), all_ends))
         return kind, _header(len(value)) + body
 
     def _keep(self, spot: Spot, kept: _Kept) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -284,6 +284,30 @@ def check_operators(operators: Mapping[str, Any], key: str) -> None:
             raise ValidationFailed(f"filters: unknown operator {name!r} for {key!r}")
         if name in ("$in", "$nin") and (isinstance(operand, str) or not isinstance(operand, Sequence)):
             raise ValidationFailed(f"filters: {name} for {key!r} takes a list")
+
+
+def check_query(query: Query) -> Query:
+    for name, text in (("typename", query.type), ("session_id", query.session_id)):
+        if text is not None:
+            check_text(text, name)
+    if query.limit is not None:
+        check_count(query.limit, "limit")
+    if query.namespace is not None:
+        check_namespace(query.namespace)
+    if query.prefix is not None:
+        check_namespace(query.prefix)
+    return replace(query, filters=check_filters(query.filters))
+
+
+def answers(fact: Fact, query: Query) -> bool:
+    """Whether a fact is one that the query asks for; what `Find` decides in storage."""
+    return (
+        (query.type is None or fact.type == query.type)
+        and (query.namespace is None or fact.namespace == query.namespace)
+        and (query.session_id is None or fact.session_id == query.session_id)
+        and (query.ephemeral is None or fact.ephemeral == query.ephemeral)
+        and fits(fact, query)
+    )
 
 
 def fits(fact: Fact, query: Query) -> bool:

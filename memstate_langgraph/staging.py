@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memstate_langgraph.checkpoint_ops import Place
-from memstate_langgraph.facts import Fact
 from memstate_langgraph.graph import Task
 from memstate_langgraph.plans import Change, Draft
 from memstate_langgraph.vectors import Text
@@ -85,17 +84,13 @@ class Stage:
                 return False  # a neighbour in the same step
         return True  # one called the other
 
-    def final(self) -> dict[str, Fact | None]:
-        """The facts that it changes as they will be, in the order of their last change."""
-        facts: dict[str, Fact | None] = {}
-        for unit in self.units:
-            for fact_id in unit.draft.touched():
-                facts.pop(fact_id, None)
-                facts[fact_id] = unit.draft.fact(fact_id)
-        return facts
-
     def places(self) -> list[Place]:
         return [Place(self.task.thread_id, level.checkpoint_ns, level.checkpoint_id) for level in self.task.levels]
+
+
+def drafts_of(stages: Iterable[Stage]) -> list[Draft]:
+    """What stages hold, in the order in which it was decided."""
+    return [unit.draft for stage in stages for unit in stage.units]
 
 
 class Stages:

@@ -11,7 +11,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 
 from memstate_langgraph import Fact, MemoryStore, MemStateCheckpointer, SQLiteStorage, StorageError, ValidationFailed
 from memstate_langgraph.backends.urls import storage_from
-from memstate_langgraph.overview import overview, thread, time_of
+from memstate_langgraph.overview import overview, time_of
 from tests.conftest import Opener
 
 
@@ -53,7 +53,8 @@ def test_threads_are_listed_by_their_last_checkpoint(tmp_path: Path) -> None:
             ("older", 2, older[0], older[-1]),
             ("newer", 3, newer[0], newer[-1]),
         ]
-        assert [fact.payload["checkpoint_id"] for fact in memory.storage.run(thread("newer"))] == newer
+        listed = memory.query("langgraph.checkpoint", session_id="newer")
+        assert [fact.payload["checkpoint_id"] for fact in listed] == newer
 
 
 def test_a_checkpoint_id_tells_its_time() -> None:

@@ -523,6 +523,17 @@ def test_a_put_without_values_leaves_the_thread_readable(saver: MemStateCheckpoi
     assert chat(forgetful(saver)).get_state(fork).values == values
 
 
+def test_a_channel_may_hold_anything_in_turn(saver: MemStateCheckpointer) -> None:
+    at: RunnableConfig = config()
+    messages = [HumanMessage("hello " * 20, id="a"), AIMessage("hi " * 20, id="b")]
+    values = [{"a dict": "x" * 100}, messages, "text " * 40, [*messages, HumanMessage("more", id="c")], ["x" * 100]]
+    for number, value in enumerate(values):
+        version = f"{number:04}"
+        at = saver.put(at, checkpoint({"a": value}, {"a": version}), META, {"a": version})
+        for _ in range(2):
+            assert saver.get_tuple(at).checkpoint["channel_values"] == {"a": value}  # type: ignore[union-attr]
+
+
 def test_a_list_of_many_checkpoints_comes_in_pages(saver: MemStateCheckpointer) -> None:
     model = InMemorySaver()
     for one in (saver, model):

@@ -34,10 +34,11 @@ from memstate_langgraph.cli.printing import (
 )
 from memstate_langgraph.errors import FactNotFound, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact
+from memstate_langgraph.flows import read_log
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import ReadLog
-from memstate_langgraph.overview import entries_of, overview, thread, time_of
-from memstate_langgraph.rules import FIELDS, MAX_COUNT
+from memstate_langgraph.overview import overview, time_of
+from memstate_langgraph.rules import CHECKPOINT_TYPE, FIELDS, MAX_COUNT
 
 _CONDITION = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 _OPERATORS = {"=": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
@@ -86,7 +87,7 @@ def _about(memory: MemoryStore, thing: str) -> list[Entry] | None:
 
 
 def _entries(memory: MemoryStore, question: ReadLog) -> list[Entry]:
-    return memory.storage.run(entries_of(question))
+    return memory.storage.run(read_log(question))
 
 
 def query(
@@ -159,7 +160,7 @@ def threads(
 
 
 def _print_thread(memory: MemoryStore, thread_id: str, as_json: bool) -> None:
-    found = memory.storage.run(thread(thread_id))
+    found = memory.query(CHECKPOINT_TYPE, session_id=thread_id)
     if not found:
         raise FactNotFound(f"there are no checkpoints of thread {thread_id!r}")
     if as_json:
