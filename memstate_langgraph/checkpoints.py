@@ -321,6 +321,11 @@ def ancestry(place: Place, channels: Sequence[str], lens: Lens, recent: Recent, 
 # --- rewinding
 
 
+@reads
+def row_at(place: Place) -> Plan[CheckpointRow | None]:
+    return next(iter((yield from FindCheckpoints(*place, limit=1))), None)
+
+
 def rewound(place: Place, fresh: str, body: tuple[str, bytes], metadata: tuple[str, bytes]) -> Plan[Place]:
     """Make a checkpoint the head of its thread again: a new one with its values, made from it."""
     rows = yield from FindCheckpoints(*place)

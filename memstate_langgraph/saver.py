@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import zlib
 from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -27,15 +25,17 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints, landing
+from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
-from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
+from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
+from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
-from memstate_langgraph.packing import pack_typed, unpack_typed
+from memstate_langgraph.packing import pack_typed
 from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
-from memstate_langgraph.rules import check_characters, check_count
+from memstate_langgraph.rules import check_count
 from memstate_langgraph.run import (
     AsyncStorage,
     Flow,
@@ -51,9 +51,6 @@ from memstate_langgraph.run import (
 R = TypeVar("R")
 
 Found = list[checkpoints.Loaded]
-
-PAGE = 32
-"""How many checkpoints `list` reads in one transaction."""
 
 
 class MemStateCheckpointer(BaseCheckpointSaver[str]):
@@ -161,7 +158,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> _Put:
-        thread_id, checkpoint_ns, parent_id = _where(config)
+        thread_id, checkpoint_ns, parent_id = whereabouts(config)
         codec = self._codec
         body = cast("dict[str, Any]", checkpoint.copy())
         held = body.pop("channel_values", {})
@@ -169,16 +166,16 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         for channel, version in new_versions.items():
             spot = Spot(thread_id, checkpoint_ns or "", channel)
             kind, data = self._pristine.dumps(spot, codec.values, held[channel]) if channel in held else ("", b"")
-            values.append(checkpoints.NewValue(ValueKey(channel, _version(version)), kind, data))
+            values.append(checkpoints.NewValue(ValueKey(channel, version_text(version)), kind, data))
         about = get_checkpoint_metadata(config, metadata)
         run_id = about.get("run_id")
-        place = Place(thread_id, checkpoint_ns or "", _name(checkpoint["id"], "the checkpoint's id"))
+        place = Place(thread_id, checkpoint_ns or "", named(checkpoint["id"], "the checkpoint's id"))
         row = CheckpointRow(
             place,
             parent_id,
-            _given(run_id, "run_id"),
-            *pack_typed(*self.serde.dumps_typed(body)),
-            *pack_typed(*_dumped(self.serde, about, "metadata")),
+            given(run_id, "run_id"),
+            *encoded(self.serde, body, "the checkpoint"),
+            *encoded(self.serde, about, "metadata"),
         )
         work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
         event = landing.saved(place, parent_id, config.get("configurable") or {})
@@ -189,7 +186,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
-        return _config(made.place)
+        return config_of(made.place)
 
     def put_writes(
         self,
@@ -212,13 +209,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> Flow[None]:
-        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
         if checkpoint_id is None:
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
         codec = self._codec
         for name, where in ((task_id, "task_id"), (task_path, "task_path"), *((name, "channel") for name, _ in writes)):
-            _name(name, f"put_writes: {where}")
+            named(name, f"put_writes: {where}")
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
             kind, data = codec.dumps(value)
@@ -248,12 +245,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return self._one(config, await self._arun(self._find_one(config)))
 
     def _find_one(self, config: RunnableConfig) -> Work[Found]:
-        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
         question = FindCheckpoints(thread_id, checkpoint_ns or "", checkpoint_id, limit=1)
         return self._find(question)
 
     def _find(self, question: FindCheckpoints) -> Work[Found]:
-        return checkpoints.find(question, _Lens(self.serde), self._recent, self._codec)
+        return checkpoints.find(question, BodyLens(self.serde), self._recent, self._codec)
 
     def _one(self, config: RunnableConfig, found: Found) -> CheckpointTuple | None:
         if not found:
@@ -270,7 +267,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
         row, codec = loaded.row, self._codec
         return CheckpointTuple(
-            config=_config(row.place),
+            config=config_of(row.place),
             checkpoint={
                 **loaded.body,  # type: ignore[typeddict-item]  # a checkpoint but for its values
                 "channel_values": {
@@ -284,12 +281,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 },
             },
             metadata=self._metadata(row),
-            parent_config=None if row.parent_id is None else _config(row.place._replace(checkpoint_id=row.parent_id)),
+            parent_config=None if row.parent_id is None else config_of(row.place._replace(checkpoint_id=row.parent_id)),
             pending_writes=[self._pending(write, loaded.large) for write in loaded.writes],
         )
 
     def _metadata(self, row: CheckpointRow) -> Any:
-        about = _read(self.serde, row.place, row.metadata_kind, row.metadata)
+        about = decoded(self.serde, row.place, row.metadata_kind, row.metadata)
         counters = about.get("counters_since_delta_snapshot")
         if counters:  # pairs, which the serializer gives back as lists
             about["counters_since_delta_snapshot"] = {channel: tuple(pair) for channel, pair in counters.items()}
@@ -299,7 +296,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         if write.pieces is not None:
             value = self._codec.loads(write.kind, large[write.pieces])
         else:
-            value = _read(self.serde, write.place, write.kind, write.value)
+            value = decoded(self.serde, write.place, write.kind, write.value)
         return write.task_id, write.channel, value
 
     def list(
@@ -310,7 +307,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        listing = _Listing.of(config, filter, before, limit)
+        listing = Listing.of(config, filter, before, limit)
         while (question := listing.next_page()) is not None:
             yield from listing.accept(self._page(self._run(self._find(question)), listing))
 
@@ -322,12 +319,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        listing = _Listing.of(config, filter, before, limit)
+        listing = Listing.of(config, filter, before, limit)
         while (question := listing.next_page()) is not None:
             for found in listing.accept(self._page(await self._arun(self._find(question)), listing)):
                 yield found
 
-    def _page(self, loaded: Found, listing: _Listing) -> Iterator[CheckpointTuple | None]:
+    def _page(self, loaded: Found, listing: Listing) -> Iterator[CheckpointTuple | None]:
         """The tuples that match, and None in the place of the others."""
         for one in loaded:
             listing.after = one.row.place
@@ -353,14 +350,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return self._history(channels, [] if place is None else await self._arun(self._ancestry(place, channels)))
 
     def _target(self, config: RunnableConfig, latest: Any) -> Place | None:
-        thread_id, checkpoint_ns, checkpoint_id = _where(config)
+        thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
         if checkpoint_id is not None:
             return Place(thread_id, checkpoint_ns or "", checkpoint_id)
         found: Sequence[checkpoints.Loaded] = latest()
         return found[0].row.place if found else None
 
     def _ancestry(self, place: Place, channels: Sequence[str]) -> Work[Found]:
-        return checkpoints.ancestry(place, channels, _Lens(self.serde), self._recent, self._codec)
+        return checkpoints.ancestry(place, channels, BodyLens(self.serde), self._recent, self._codec)
 
     def _history(self, channels: Sequence[str], line: Found) -> Mapping[str, DeltaChannelHistory]:
         codec = self._codec
@@ -390,26 +387,25 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         or a later one, get back what they were; raises `ConflictError`, having changed nothing, if another
         session has changed one of them since.
         """
-        found = self._run(self._find_one(config))
-        return self._perform(self._rewind(config, found))
+        return self._perform(self._rewind(config))
 
     async def arewind(self, config: RunnableConfig) -> RunnableConfig:
         """See `rewind`."""
-        found = await self._arun(self._find_one(config))
-        return await self._aperform(self._rewind(config, found))
+        return await self._aperform(self._rewind(config))
 
-    def _rewind(self, config: RunnableConfig, found: Found) -> Flow[RunnableConfig]:
-        thread_id, checkpoint_ns, checkpoint_id = _where(config)
-        if checkpoint_id is None or not found:
+    def _rewind(self, config: RunnableConfig) -> Flow[RunnableConfig]:
+        thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
+        if checkpoint_ns:
+            raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
+        row = None if checkpoint_id is None else (yield checkpoints.row_at(Place(thread_id, "", checkpoint_id)))
+        if row is None:
             raise ValidationFailed(
                 f"rewind: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}; "
                 "pass the config of one from get_state_history"
             )
-        if checkpoint_ns:
-            raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
-        row, metadata = found[0].row, self._metadata(found[0].row)
+        metadata = self._metadata(row)
         fresh = str(uuid6())
-        body = {**found[0].body, "id": fresh, "ts": datetime.now(UTC).isoformat()}
+        body = {**BodyLens(self.serde).body(row), "id": fresh, "ts": datetime.now(UTC).isoformat()}
         about = {**metadata, "source": "fork", "step": metadata.get("step", -1) + 1}
         rollback = Rollback(
             None,
@@ -418,34 +414,34 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             causes=(("thread_id", thread_id),),
             ran_on=checkpoint_id,
         )
-        packed = (pack_typed(*self.serde.dumps_typed(body)), pack_typed(*self.serde.dumps_typed(about)))
+        packed = encoded(self.serde, body, "the checkpoint"), encoded(self.serde, about, "metadata")
         _, head = yield from self.memory._core.rewind(rollback, lambda: checkpoints.rewound(row.place, fresh, *packed))
-        return _config(head)
+        return config_of(head)
 
     # --- removing and copying
 
     def delete_thread(self, thread_id: str) -> None:
-        self._run(checkpoints.delete_thread(_thread(thread_id)))
+        self._run(checkpoints.delete_thread(thread_named(thread_id)))
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._arun(checkpoints.delete_thread(_thread(thread_id)))
+        await self._arun(checkpoints.delete_thread(thread_named(thread_id)))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        self._run(checkpoints.delete_runs(tuple(map(str, run_ids)), _Lens(self.serde)))
+        self._run(checkpoints.delete_runs(tuple(map(str, run_ids)), BodyLens(self.serde)))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        await self._arun(checkpoints.delete_runs(tuple(map(str, run_ids)), _Lens(self.serde)))
+        await self._arun(checkpoints.delete_runs(tuple(map(str, run_ids)), BodyLens(self.serde)))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread's history; values are shared, not stored again.
 
         Raises `ConflictError` if the target already has checkpoints.
         """
-        self._run(checkpoints.copy_thread(_thread(source_thread_id), _thread(target_thread_id)))
+        self._run(checkpoints.copy_thread(thread_named(source_thread_id), thread_named(target_thread_id)))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `copy_thread`."""
-        await self._arun(checkpoints.copy_thread(_thread(source_thread_id), _thread(target_thread_id)))
+        await self._arun(checkpoints.copy_thread(thread_named(source_thread_id), thread_named(target_thread_id)))
 
     def prune(
         self,
@@ -494,7 +490,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         check_progress(progress)
         if isinstance(thread_ids, str):
             raise ValidationFailed("prune: thread_ids is a list of thread ids, not one string")
-        threads = [_thread(thread_id) for thread_id in thread_ids]
+        threads = [thread_named(thread_id) for thread_id in thread_ids]
         if strategy == "delete":
             return [checkpoints.delete_thread(thread) for thread in threads]
         if strategy == "keep_latest":
@@ -508,7 +504,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             raise ValidationFailed(
                 f"prune: strategy {strategy!r} is none of keep_latest, keep_last, max_age (with max_age=) and delete"
             )
-        return [checkpoints.prune(thread, keep, _Lens(self.serde)) for thread in threads]
+        return [checkpoints.prune(thread, keep, BodyLens(self.serde)) for thread in threads]
 
     # --- versions, closing
 
@@ -539,131 +535,3 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 class _Put:
     place: Place
     flow: Flow[dict[ValueKey, Stored]]
-
-
-@dataclass(slots=True)
-class _Lens:
-    """Reads checkpoints' bodies with a serializer, each once."""
-
-    serde: SerializerProtocol
-    _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
-
-    def body(self, row: CheckpointRow) -> dict[str, Any]:
-        if row.place not in self._bodies:
-            self._bodies[row.place] = _read(self.serde, row.place, row.kind, row.body)
-        return self._bodies[row.place]
-
-    def versions(self, row: CheckpointRow) -> dict[str, str]:
-        versions = self.body(row).get("channel_versions") or {}
-        return {channel: _version(version) for channel, version in versions.items()}
-
-    def stamp(self, row: CheckpointRow) -> str:
-        return str(self.body(row).get("ts") or "")
-
-    def deltas(self, row: CheckpointRow) -> frozenset[str]:
-        about = _read(self.serde, row.place, row.metadata_kind, row.metadata)
-        return frozenset(about.get("counters_since_delta_snapshot") or ())
-
-
-@dataclass(slots=True)
-class _Listing:
-    """Pages of `list`: newest first, filtered by metadata, until there are enough."""
-
-    thread_id: str | None
-    checkpoint_ns: str | None
-    checkpoint_id: str | None
-    filter: Mapping[str, Any]
-    before: str | None
-    left: int | None
-    after: Place | None = None
-    done: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        config: RunnableConfig | None,
-        filter_: Mapping[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> _Listing:
-        thread_id, checkpoint_ns, checkpoint_id = (None, None, None) if config is None else _where(config)
-        before_id = None if before is None else _given(get_checkpoint_id(before), "before: checkpoint_id")
-        return cls(thread_id, checkpoint_ns, checkpoint_id, filter_ or {}, before_id, limit)
-
-    def next_page(self) -> FindCheckpoints | None:
-        if self.done or (self.left is not None and self.left <= 0):
-            return None
-        size = PAGE if self.left is None or self.filter else min(PAGE, self.left)
-        return FindCheckpoints(self.thread_id, self.checkpoint_ns, self.checkpoint_id, self.before, self.after, size)
-
-    def accept(self, page: Iterator[CheckpointTuple | None]) -> Iterator[CheckpointTuple]:
-        count = 0
-        for found in page:
-            count += 1
-            if found is None:
-                continue
-            yield found
-            if self.left is not None:
-                self.left -= 1
-                if self.left <= 0:
-                    return
-        self.done = count < PAGE
-
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        return all(metadata.get(key) == wanted for key, wanted in self.filter.items())
-
-
-def _where(config: RunnableConfig) -> tuple[str, str | None, str | None]:
-    configurable = config.get("configurable") or {}
-    if configurable.get("thread_id") in (None, ""):
-        raise ValidationFailed(
-            "the config has no thread_id: pass {'configurable': {'thread_id': '...'}} to say which conversation this is"
-        )
-    return (
-        _thread(configurable["thread_id"]),
-        _given(configurable.get("checkpoint_ns"), "checkpoint_ns"),
-        _given(get_checkpoint_id(config), "checkpoint_id"),
-    )
-
-
-def _thread(thread_id: object) -> str:
-    return _name(thread_id, "thread_id")
-
-
-def _given(value: object, where: str) -> str | None:
-    return None if value is None else _name(value, where)
-
-
-def _name(value: object, where: str) -> str:
-    try:
-        text = str(value)
-    except (RecursionError, ValueError) as error:
-        raise ValidationFailed(f"{where}: must be a string ({error})") from error
-    check_characters(text, where)
-    return text
-
-
-def _read(serde: SerializerProtocol, place: Place, kind: str, data: bytes) -> Any:
-    try:
-        return serde.loads_typed(unpack_typed(kind, data))
-    except (zlib.error, ValueError) as error:
-        raise DamagedCheckpoint(
-            f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, checkpoint {place.checkpoint_id!r}: "
-            f"its stored form cannot be read ({error})"
-        ) from error
-
-
-def _dumped(serde: SerializerProtocol, value: object, where: str) -> tuple[str, bytes]:
-    try:
-        return serde.dumps_typed(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValidationFailed(f"{where}: cannot be serialized ({error})") from error
-
-
-def _config(place: Place) -> RunnableConfig:
-    return {"configurable": place._asdict()}
-
-
-def _version(version: object) -> str:
-    """A channel version as a key: 1 and "1" differ."""
-    return version if isinstance(version, str) else json.dumps(version)

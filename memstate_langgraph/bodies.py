@@ -1,0 +1,60 @@
+"""Checkpoints' bodies and metadata as stored bytes: only the saver's serializer can read them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from memstate_langgraph.checkpoint_ops import CheckpointRow, Place
+from memstate_langgraph.errors import DamagedCheckpoint, ValidationFailed
+from memstate_langgraph.packing import pack_typed, unpack_typed
+
+
+def decoded(serde: SerializerProtocol, place: Place, kind: str, data: bytes) -> Any:
+    try:
+        return serde.loads_typed(unpack_typed(kind, data))
+    except (zlib.error, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, checkpoint {place.checkpoint_id!r}: "
+            f"its stored form cannot be read ({error})"
+        ) from error
+
+
+def encoded(serde: SerializerProtocol, value: object, where: str) -> tuple[str, bytes]:
+    try:
+        return pack_typed(*serde.dumps_typed(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationFailed(f"{where}: cannot be serialized ({error})") from error
+
+
+def version_text(version: object) -> str:
+    """A channel version as a key: 1 and "1" differ."""
+    return version if isinstance(version, str) else json.dumps(version)
+
+
+@dataclass(slots=True)
+class BodyLens:
+    """Reads checkpoints' bodies with a serializer, each once."""
+
+    serde: SerializerProtocol
+    _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
+
+    def body(self, row: CheckpointRow) -> dict[str, Any]:
+        if row.place not in self._bodies:
+            self._bodies[row.place] = decoded(self.serde, row.place, row.kind, row.body)
+        return self._bodies[row.place]
+
+    def versions(self, row: CheckpointRow) -> dict[str, str]:
+        versions = self.body(row).get("channel_versions") or {}
+        return {channel: version_text(version) for channel, version in versions.items()}
+
+    def stamp(self, row: CheckpointRow) -> str:
+        return str(self.body(row).get("ts") or "")
+
+    def deltas(self, row: CheckpointRow) -> frozenset[str]:
+        about = decoded(self.serde, row.place, row.metadata_kind, row.metadata)
+        return frozenset(about.get("counters_since_delta_snapshot") or ())
