@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ormsgpack
 
@@ -83,8 +83,7 @@ class Lens(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NewValue:
+class NewValue(NamedTuple):
     """A channel's value to store; `kind` is empty for an empty channel."""
 
     key: ValueKey
@@ -108,12 +107,10 @@ class Loaded:
 # --- writing
 
 
-def put_plan(
-    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec, pool_key: bytes
-) -> Plan[dict[ValueKey, Stored]]:
+def put(row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
     """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
     thread_id, checkpoint_ns, _ = row.place
-    pool, bases = yield from _bases(row.place, values, recent, pool_key)
+    pool, bases = yield from _bases(row.place, values, recent)
     stored: dict[ValueKey, Stored] = {}
     chunks: dict[bytes, bytes] = {}
     for value in values:
@@ -129,17 +126,16 @@ def put_plan(
     return stored
 
 
-def _pool(thread_id: str, fresh: bytes) -> Plan[bytes]:
-    """The pool of a thread; a new thread gets the fresh one."""
+def _pool(thread_id: str) -> Plan[bytes]:
+    """The pool of a thread; a new thread gets one of its own."""
     pool = yield from Pool(thread_id)
     if pool is None:
-        yield from JoinPool(thread_id, fresh)
-    return fresh if pool is None else pool
+        pool = os.urandom(POOL_BYTES)
+        yield from JoinPool(thread_id, pool)
+    return pool
 
 
-def _bases(
-    place: Place, values: Sequence[NewValue], recent: Recent, pool_key: bytes
-) -> Plan[tuple[bytes, dict[str, Stored]]]:
+def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tuple[bytes, dict[str, Stored]]]:
     """The thread's pool, and earlier versions that storage still holds as we know them, by channel."""
     known: dict[str, Latest] = {}
     asked: dict[str, set[ValueKey]] = defaultdict(set)
@@ -161,25 +157,16 @@ def _bases(
     # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
     pool = next((base.pool for base in bases.values() if chunk_ids(base.pieces)), None)
     if pool is None:
-        pool = yield from _pool(place.thread_id, pool_key)
+        pool = yield from _pool(place.thread_id)
     # a thread that was deleted and began again has another pool
     return pool, {channel: base for channel, base in bases.items() if base.pool == pool}
 
 
-@writes
-def put(
-    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec, pool_key: bytes
-) -> Plan[dict[ValueKey, Stored]]:
-    return (yield from put_plan(row, values, recent, codec, pool_key))
-
-
-def put_writes_plan(
-    rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec, pool_key: bytes
-) -> Plan[None]:
+def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec) -> Plan[None]:
     """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
     if large:
         place = rows[0].place
-        pool, bases = yield from _bases(place, list(large.values()), recent, pool_key)
+        pool, bases = yield from _bases(place, list(large.values()), recent)
         rows = list(rows)
         chunks: dict[bytes, bytes] = {}
         for position, value in large.items():
@@ -189,17 +176,6 @@ def put_writes_plan(
             rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=pack_pieces(pieces))
         yield from SaveChunks(pool, codec.seal(chunks))
     yield from SaveWrites(tuple(rows))
-
-
-@writes
-def put_writes(
-    rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec, pool_key: bytes
-) -> Plan[None]:
-    yield from put_writes_plan(rows, large, recent, codec, pool_key)
-
-
-def new_pool() -> bytes:
-    return os.urandom(POOL_BYTES)
 
 
 # --- reading

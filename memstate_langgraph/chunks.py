@@ -58,8 +58,7 @@ class Piece(NamedTuple):
 Pieces = tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A value as it is stored: its serialized bytes and where in which pool they are."""
 
     kind: str
@@ -137,13 +136,25 @@ def _match(data: bytes, base: Stored | None) -> list[_Span]:
         if end > done:
             spans.append(_Span(done, end, None))
 
-    offset = 0
-    for piece in () if base is None else base.pieces:
-        text = base.data[offset : offset + piece.size] if base is not None else b""
-        offset += piece.size
+    offset, whole = 0, True
+    for i, piece in enumerate(() if base is None else base.pieces):
+        assert base is not None
+        text = base.data[offset : offset + piece.size]
         if piece.chunk is None or piece.size < SHORTEST:
+            offset += piece.size
             continue  # too small to be looked for; what stays of it is new again
-        at = done if data.startswith(text, done) else data.find(text, done, done + piece.size + WINDOW)
+        at = _find(text, data, done)
+        if at >= 0 and whole:
+            # most values are appended to: then all that follows is where it was
+            whole = data.startswith(base.data[offset:], at)
+            if whole:
+                new_until(at)
+                for rest in base.pieces[i:]:
+                    spans.append(_Span(at, at + rest.size, rest))
+                    at += rest.size
+                done = at
+                break
+        offset += piece.size
         if at >= 0:
             new_until(at)
             done = at + piece.size
@@ -162,6 +173,20 @@ def _match(data: bytes, base: Stored | None) -> list[_Span]:
             spans.append(_Span(at, done, piece._replace(start=piece.start + piece.size - tail, size=tail)))
     new_until(len(data))
     return spans
+
+
+def _find(text: bytes, data: bytes, at: int) -> int:
+    """Where a stored piece occurs ahead; -1 if it does not."""
+    if data.startswith(text, at):
+        return at
+    # By a few bytes of its middle, since preparing to search for a long text costs more than most searches; the
+    # head of a message would be found in every message.
+    middle = len(text) // 2
+    found = data.find(text[middle : middle + SHORTEST], at + middle, at + len(text) + WINDOW)
+    if found < 0:
+        return -1
+    begin = found - middle
+    return begin if data.startswith(text, begin) else data.find(text, at, at + len(text) + WINDOW)
 
 
 def _common_prefix(text: bytes, data: bytes, at: int) -> int:

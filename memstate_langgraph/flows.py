@@ -44,7 +44,7 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.past import Diff, Moment, diff as past_diff, facts_at, position as past_position
-from memstate_langgraph.plans import By, Change, Discard, Draft, Promote, Rollback, changed_by
+from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Rollback, changed_by
 from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
     WRITE_TYPE,
@@ -127,8 +127,20 @@ def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[D
     return (yield from decided(changes, new_draft()))
 
 
+@reads
+def joined(change: Change, draft: Draft, mark: Mark) -> Plan[Draft]:
+    """Decide one more change; an error leaves the draft at the mark, and so does a beginning from the top."""
+    draft.back_to(mark)
+    try:
+        return (yield from decided([change], draft))
+    except BaseException:
+        draft.back_to(mark)
+        raise
+
+
 def decided(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
-    draft.at = yield from LastSeq()
+    if draft.at is None:
+        draft.at = yield from LastSeq()
     yield from draft.prefetch(changes)
     for change in changes:
         yield from draft.decide(change)
@@ -317,11 +329,11 @@ class Core:
             results += [(yield from self.join(transaction, change))]
         return results
 
-    def _make(self, changes: Sequence[Change], immediate: bool) -> Flow[Draft]:
+    def _make(self, changes: Sequence[Change], immediate: bool, decided: Draft | None = None) -> Flow[Draft]:
         stage = None if immediate else (yield from self._stage())
         if stage is not None:
             return (yield from self._put_on_stage(stage, changes))
-        draft, _ = yield from self.write(changes)
+        draft, _ = yield from self.write(changes, decided=decided)
         return draft
 
     def join(self, transaction: Transaction, change: Change) -> Flow[list[str]]:
@@ -333,25 +345,25 @@ class Core:
             raise ValidationFailed(
                 f"session_id: this transaction belongs to session {ours.session_id!r}, not {session_id!r}"
             )
-        by = replace(
-            change.by,
-            session_id=session_id,
-            actor=change.by.actor or ours.actor,
-            reason=change.by.reason or ours.reason,
-        )
-        change = replace(change, by=by)
-        # Decided now, so that errors are raised where they are made and ids are known; again at the end.
-        trial: Draft = yield preview([change], transaction.draft.copy)
-        transaction.draft = trial
+        by = By(session_id, change.by.actor or ours.actor, change.by.reason or ours.reason, change.by.cause)
+        if by != change.by:
+            change = replace(change, by=by)
+        # Decided now, so that errors are raised where they are made and ids are known; again at the end if others
+        # commit meanwhile.
+        draft: Draft = yield joined(change, transaction.draft, transaction.draft.mark())
         transaction.changes.append(change)
-        return trial.results[-1]
+        return draft.results[-1]
 
     def write(
-        self, changes: Sequence[Change], besides: Callable[[], Plan[None]] | None = None
+        self,
+        changes: Sequence[Change],
+        besides: Callable[[], Plan[None]] | None = None,
+        decided: Draft | None = None,
     ) -> Flow[tuple[Draft, list[Entry]]]:
+        """Commit changes, which may be `decided` already, with their vectors."""
         prepared: dict[tuple[str, str], Prepared] = {}
         try:
-            draft, entries = yield from self._written(changes, prepared, besides)
+            draft, entries = yield from self._written(changes, prepared, besides, decided)
         except Exception:
             yield from self._give_up(prepared)
             raise
@@ -363,12 +375,13 @@ class Core:
         changes: Sequence[Change],
         prepared: dict[tuple[str, str], Prepared],
         besides: Callable[[], Plan[None]] | None,
+        draft: Draft | None,
     ) -> Flow[tuple[Draft, list[Entry]]]:
         approved: list[Any] | None = None
-        new_draft = self.new_draft().copy  # one time and one tx for all attempts
-        draft: Draft | None = None
+        # one time and one tx for all attempts
+        new_draft = (draft or self.new_draft()).blank
         if self.vectors or self.vetoes:
-            draft = yield preview(changes, new_draft)
+            draft = draft or (yield preview(changes, new_draft))
             approved = yield from self._prepare([draft], prepared)
         for _ in range(ATTEMPTS):
             now = time.time()
@@ -467,7 +480,9 @@ class Core:
 
     def finish(self, transaction: Transaction) -> Flow[None]:
         if transaction.changes:
-            yield from self._make(transaction.changes, transaction.immediate)
+            draft = transaction.draft
+            decided = None if draft.rests_on_others else draft
+            yield from self._make(transaction.changes, transaction.immediate, decided)
 
     # --- what a running task wrote
 
@@ -498,7 +513,7 @@ class Core:
         ]
 
     def _put_on_stage(self, stage: Stage, changes: Sequence[Change]) -> Flow[Draft]:
-        new_draft = self.new_draft().copy
+        new_draft = self.new_draft().blank
         for _ in range(ATTEMPTS):
             known = len(stage.units)
             units = [unit for one in self._visible_to(stage.task) for unit in one.units]

@@ -25,6 +25,8 @@ from memstate_langgraph.staging import STAGES, Proof, Stage
 
 R = TypeVar("R")
 
+_ENDS_ATTEMPT = frozenset({ERROR, INTERRUPT})
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -126,7 +128,7 @@ def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) 
 
 def failed(channels: Iterable[str]) -> bool:
     """Whether these are the writes of a task that will run again from its start."""
-    return not {ERROR, INTERRUPT}.isdisjoint(channels)
+    return not _ENDS_ATTEMPT.isdisjoint(channels)
 
 
 def is_result(channels: Sequence[str]) -> bool:
@@ -155,6 +157,8 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         landing.clear()
         # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
         stages = concerned(identity, event)
+        if not stages:
+            return (yield from start())
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
         yield from land([stage for stage in stages if event.contains(stage)])
         result = yield from start()

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from memstate_langgraph import care
 from memstate_langgraph.errors import ValidationFailed
-from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, ScoredFact
+from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, ScoredFact, altered
 from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
@@ -86,7 +86,7 @@ class _Store:
             raise ValidationFailed(f"ephemeral: must be True or False, not {ephemeral!r}")
         if id_given is None:
             id_given = "id" in fact.model_fields_set
-        fact = self.rules.admit(fact.model_copy(update={"ephemeral": ephemeral or fact.ephemeral}))
+        fact = self.rules.admit(altered(fact, ephemeral=ephemeral or fact.ephemeral))
         return Put(fact, by, id_given, _expected(expected_version), _key(key))
 
     def _put_model(
@@ -95,8 +95,8 @@ class _Store:
         typename = self.rules.typename_of(model)
         # unvalidated: `admit` checks every part and says which one is wrong
         given: dict[str, Any] = {"payload": dumped(typename, model), "source": source, "namespace": namespace}
-        fact = Fact(type=typename, payload={}).model_copy(update=given)
-        return (fact, False) if fact_id is None else (fact.model_copy(update={"id": fact_id}), True)
+        fact = altered(Fact(type=typename, payload={}), **given)
+        return (fact, False) if fact_id is None else (altered(fact, id=fact_id), True)
 
     def _patch(
         self, fact_id: str, patch: Mapping[str, Any], by: By, key: str | None, expected_version: int | None

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from memstate_langgraph.errors import ConflictError, FactNotFound, ValidationFailed
-from memstate_langgraph.facts import NO_CAUSE, NOWHERE, Cause, Entry, Fact, Namespace, Operation, Query, Standing
+from memstate_langgraph.facts import (
+    NO_CAUSE,
+    NOWHERE,
+    Cause,
+    Entry,
+    Fact,
+    Namespace,
+    Operation,
+    Query,
+    Standing,
+    altered,
+    unvalidated,
+)
 from memstate_langgraph.ops import Append, Find, Holders, Load, Plan, ReadLog, Reserve, Single, Steps
 from memstate_langgraph.rules import Rules, canonical
 
@@ -112,17 +124,27 @@ class Rollback:
 Change = Put | Patch | Drop | Promote | Discard | Rollback
 
 
+class Mark(NamedTuple):
+    """How far a draft was, to go back to."""
+
+    entries: int
+    results: int
+    undone: int
+    known: int
+    sessions: frozenset[str | None]
+
+
 @dataclass
 class Draft:
     """A transaction in the making: the changes decided so far, over what is stored.
 
-    `at` is the position of the log that the decisions rest on.
+    `at` is the position of the log from which on it must not move for the decisions to hold.
     """
 
     rules: Rules
     now: datetime
     tx: str
-    at: int = -1
+    at: int | None = None
     entries: list[Entry] = field(default_factory=list)
     results: list[list[str]] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
@@ -131,6 +153,8 @@ class Draft:
     _holders: dict[Single, str | None] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
     _sessions: set[str | None] = field(default_factory=set)
+    _known: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
+    """Where a decision changed what is known of ids and keys, and what was known before."""
 
     @property
     def step(self) -> bool:
@@ -149,18 +173,26 @@ class Draft:
         newest_first = dict.fromkeys(entry.fact_id for entry in reversed(self.entries))
         return list(reversed(newest_first))
 
-    def copy(self) -> Draft:
-        """A draft to try a change on: an error leaves this one as it is."""
-        return replace(
-            self,
-            entries=list(self.entries),
-            results=list(self.results),
-            undone=list(self.undone),
-            _standing=dict(self._standing),
-            _holders=dict(self._holders),
-            _keys=dict(self._keys),
-            _sessions=set(self._sessions),
-        )
+    def mark(self) -> Mark:
+        return Mark(len(self.entries), len(self.results), len(self.undone), len(self._known), frozenset(self._sessions))
+
+    def back_to(self, mark: Mark) -> None:
+        del self.entries[mark.entries :], self.results[mark.results :], self.undone[mark.undone :]
+        self._sessions = set(mark.sessions)
+        while len(self._known) > mark.known:
+            known, key, before = self._known.pop()
+            if before is None:
+                del known[key]
+            else:
+                known[key] = before[0]
+
+    def _know(self, known: dict[Any, Any], key: Any, value: Any) -> None:
+        self._known.append((known, key, (known[key],) if key in known else None))
+        known[key] = value
+
+    def blank(self) -> Draft:
+        """The same transaction with nothing decided."""
+        return Draft(self.rules, self.now, self.tx)
 
     def over(self, others: Iterable[Draft]) -> Draft:
         """The draft itself, seeing what others decided and did not commit yet."""
@@ -227,7 +259,7 @@ class Draft:
             case Rollback():
                 ids = yield from self._rollback(change)
         if key is not None and ids:
-            self._keys[key] = ids[0]
+            self._know(self._keys, key, ids[0])
         if len(self._sessions) > 1:
             named = " and ".join(sorted(repr(session) for session in self._sessions))
             raise ValidationFailed(
@@ -263,13 +295,12 @@ class Draft:
             session_id = session_id or before.session_id
             ephemeral = ephemeral and before.ephemeral
             kept = {name: before.payload[name] for name in change.keeps if name in before.payload}
-            fact = fact.model_copy(update={"payload": {**fact.payload, **kept}})
+            fact = altered(fact, payload={**fact.payload, **kept})
             op = Operation.UPDATE
         else:
             op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
-        after = fact.model_copy(update={"id": fact_id, "session_id": session_id, "ephemeral": ephemeral})
-        by = replace(change.by, session_id=session_id)
-        yield from self._record(op, fact_id, after, by, change.idempotency_key)
+        after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
+        yield from self._record(op, fact_id, after, change.by, session_id, change.idempotency_key)
         return [fact_id]
 
     def _id_for(self, change: Put) -> Plan[str]:
@@ -293,16 +324,15 @@ class Draft:
         before = yield from self._live(change.fact_id)
         expect(change.expected_version, change.fact_id, before)
         self.rules.refuse_change(before)
-        changed = before.model_copy(
-            update={
-                "payload": {**before.payload, **change.payload},
-                "source": change.source if change.source is not None else before.source,
-                "ts": self.now,
-            }
+        changed = altered(
+            before,
+            payload={**before.payload, **change.payload},
+            source=change.source if change.source is not None else before.source,
+            ts=self.now,
         )
         after = self.rules.admit(changed)
-        by = replace(change.by, session_id=change.by.session_id or before.session_id)
-        yield from self._record(Operation.UPDATE, before.id, after, by, change.idempotency_key)
+        session_id = change.by.session_id or before.session_id
+        yield from self._record(Operation.UPDATE, before.id, after, change.by, session_id, change.idempotency_key)
         return [before.id]
 
     def _drop(self, change: Drop) -> Plan[list[str]]:
@@ -313,8 +343,8 @@ class Draft:
         before = yield from self._live(change.fact_id)
         expect(change.expected_version, change.fact_id, before)
         self.rules.refuse_change(before)
-        by = replace(change.by, session_id=change.by.session_id or before.session_id)
-        yield from self._record(Operation.DELETE, before.id, None, by, change.idempotency_key)
+        session_id = change.by.session_id or before.session_id
+        yield from self._record(Operation.DELETE, before.id, None, change.by, session_id, change.idempotency_key)
         return [before.id]
 
     def _promote(self, change: Promote) -> Plan[list[str]]:
@@ -328,14 +358,14 @@ class Draft:
                 )
             facts = [chosen[fact_id] for fact_id in change.ids]
         for fact in facts:
-            after = fact.model_copy(update={"ephemeral": False})
-            yield from self._record(Operation.PROMOTE, fact.id, after, change.by)
+            after = altered(fact, ephemeral=False)
+            yield from self._record(Operation.PROMOTE, fact.id, after, change.by, change.by.session_id)
         return [fact.id for fact in facts]
 
     def _discard(self, change: Discard) -> Plan[list[str]]:
         facts = yield from self._ephemeral(change.session_id)
         for fact in facts:
-            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)
+            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)
         return [fact.id for fact in facts]
 
     def _rollback(self, change: Rollback) -> Plan[list[str]]:
@@ -371,8 +401,7 @@ class Draft:
                     f"rollback: fact {before.id} would again hold {held[0]!r} key {held[2]}, which fact {holder} "
                     f"of session {(yield from self._session_of(holder))!r} holds now"
                 )
-        by = replace(by, session_id=undone.session_id)
-        yield from self._record(Operation.ROLLBACK, undone.fact_id, before, by, key, undoes=undone)
+        yield from self._record(Operation.ROLLBACK, undone.fact_id, before, by, undone.session_id, key, undoes=undone)
 
     def _session_of(self, fact_id: str) -> Plan[str | None]:
         yield from self._stand([fact_id])
@@ -402,13 +431,14 @@ class Draft:
         fact_id: str,
         after: Fact | None,
         by: By,
+        session_id: str | None,
         idempotency_key: str | None = None,
         undoes: Entry | None = None,
     ) -> Plan[None]:
         standing = self._standing[fact_id]
         version = standing.version + 1
         if after is not None:
-            after = after.model_copy(update={"version": version})
+            after = altered(after, version=version)
             key = single(after)
             if key is not None:
                 yield from self._hold([key])
@@ -417,30 +447,33 @@ class Draft:
                     raise ConflictError(f"type {key[0]!r}: fact {holder} already holds the singleton key {key[2]}")
         before = standing.fact
         if before is not None and (old := single(before)) is not None:
-            self._holders[old] = None
+            self._know(self._holders, old, None)
         if after is not None and (new := single(after)) is not None:
-            self._holders[new] = fact_id
-        entry = Entry.model_construct(
-            seq=-1 - len(self.entries),
-            tx=self.tx,
-            op=op,
-            fact_id=fact_id,
-            version=version,
-            before=before,
-            after=after,
-            session_id=by.session_id,
-            actor=by.actor,
-            reason=by.reason,
-            ts=self.now,
-            idempotency_key=idempotency_key,
-            undoes=None if undoes is None else undoes.seq,
-            base=standing.head if undoes is None else undoes.base,
-            cause=by.cause,
+            self._know(self._holders, new, fact_id)
+        entry = unvalidated(
+            Entry,
+            {
+                "seq": -1 - len(self.entries),
+                "tx": self.tx,
+                "op": op,
+                "fact_id": fact_id,
+                "version": version,
+                "before": before,
+                "after": after,
+                "session_id": session_id,
+                "actor": by.actor,
+                "reason": by.reason,
+                "ts": self.now,
+                "idempotency_key": idempotency_key,
+                "undoes": None if undoes is None else undoes.seq,
+                "base": standing.head if undoes is None else undoes.base,
+                "cause": by.cause,
+            },
         )
         self.entries.append(entry)
         if undoes is None:
-            self._sessions.add(by.session_id)
-        self._standing[fact_id] = Standing(after, version, entry.head)
+            self._sessions.add(session_id)
+        self._know(self._standing, fact_id, Standing(after, version, entry.head))
 
     def append(self) -> Plan[list[Entry]]:
         """Write what was decided; the entries under their final seqs."""
@@ -449,11 +482,10 @@ class Draft:
         first = yield from Reserve(len(self.entries))
         entries = [
             # until now an entry of this transaction was known by -1, -2, ...
-            entry.model_copy(
-                update={
-                    "seq": first + i,
-                    "base": first - 1 - entry.base if entry.base is not None and entry.base < 0 else entry.base,
-                }
+            altered(
+                entry,
+                seq=first + i,
+                base=first - 1 - entry.base if entry.base is not None and entry.base < 0 else entry.base,
             )
             for i, entry in enumerate(self.entries)
         ]

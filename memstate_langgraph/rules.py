@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
-from memstate_langgraph.facts import Fact, Namespace, Query
+from memstate_langgraph.facts import Fact, Namespace, Query, altered
 
 RESERVED = "langgraph."
 """Types that only the checkpointer and the LangGraph store write."""
@@ -124,7 +124,7 @@ class Rules:
         singleton = None if value is None else canonical(value)
         if singleton is not None and len(singleton) > MAX_NAME:
             raise ValidationFailed(f"type {fact.type!r}: singleton key {key!r} is longer than {MAX_NAME} characters")
-        return fact.model_copy(update={"payload": payload, "singleton": singleton})
+        return altered(fact, payload=payload, singleton=singleton)
 
     def refuse_change(self, fact: Fact) -> None:
         """Raise `ConflictError` if facts of this type may not change."""

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -177,12 +178,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             *encoded(self.serde, body, "the checkpoint"),
             *encoded(self.serde, about, "metadata"),
         )
-        work = checkpoints.put(row, values, self._recent, codec, checkpoints.new_pool())
+        plan = partial(checkpoints.put, row, values, self._recent, codec)
         event = landing.saved(place, parent_id, config.get("configurable") or {})
-        return _Put(place, self._landing(work, event))
-
-    def _landing(self, work: Work[R], event: landing.Event) -> Flow[R]:
-        return (yield from landing.land_with(work.start, event, self.identity))
+        return _Put(place, landing.land_with(plan, event, self.identity))
 
     def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
@@ -227,12 +225,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             else:
                 kind, data = pack_typed(kind, data)
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
-        work = checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
+        plan = partial(checkpoints.put_writes, rows, large, self._recent, codec)
         channels = [channel for channel, _ in writes]
         if landing.is_result(channels):
-            yield from self._landing(work, landing.Result(place, task_id))
+            yield from landing.land_with(plan, landing.Result(place, task_id), self.identity)
         else:
-            yield work
+            yield Work(plan, write=True)
         if landing.failed(channels):
             yield from landing.drop(self.identity, thread_id, task_id)
 

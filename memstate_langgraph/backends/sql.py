@@ -16,7 +16,7 @@ from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
 from memstate_langgraph.backends.sql_counts import COUNT_ANSWERS
 from memstate_langgraph.backends.sql_items import ITEM_ANSWERS
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements, one_of
-from memstate_langgraph.facts import Cause, Entry, Fact, Operation, Query, Standing, Vector
+from memstate_langgraph.facts import NO_CAUSE, Cause, Entry, Fact, Operation, Query, Standing, Vector, unvalidated
 from memstate_langgraph.rules import MAX_COUNT, fits
 
 FIRST_PAGE, LAST_PAGE = 100, 10_000
@@ -45,18 +45,19 @@ def _fact_row(fact: Fact) -> Row:
 
 def _fact(row: Row) -> Fact:
     # What storage holds was validated on its way in; validating it again would double the cost of a read.
-    return Fact.model_construct(
-        id=row[0],
-        type=row[1],
-        namespace=tuple(json.loads(row[2])),
-        session_id=row[3],
-        source=row[4],
-        ts=datetime.fromisoformat(row[5]),
-        version=row[6],
-        ephemeral=bool(row[7]),
-        singleton=row[8],
-        payload=json.loads(row[9]),
-    )
+    fields = {
+        "id": row[0],
+        "type": row[1],
+        "payload": json.loads(row[9]),
+        "source": row[4],
+        "session_id": row[3],
+        "ts": datetime.fromisoformat(row[5]),
+        "namespace": tuple(json.loads(row[2])),
+        "version": row[6],
+        "ephemeral": bool(row[7]),
+        "singleton": row[8],
+    }
+    return unvalidated(Fact, fields)
 
 
 def json_text(value: Any) -> str:
@@ -93,23 +94,24 @@ _SLOTS = ", ".join("?" * len(_ENTRY.split(", ")))
 
 
 def _entry(row: Row) -> Entry:
-    return Entry.model_construct(
-        seq=row[0],
-        tx=row[1],
-        op=Operation(row[2]),
-        fact_id=row[3],
-        version=row[4],
-        after=None if row[5] is None else fact_from_text(row[5]),
-        session_id=row[6],
-        actor=row[7],
-        reason=row[8],
-        ts=datetime.fromisoformat(row[9]),
-        idempotency_key=row[10],
-        undoes=row[11],
-        base=row[12],
-        cause=Cause.model_construct(**dict(zip(_CAUSE, row[13:20], strict=True))),
-        before=None if row[20] is None else fact_from_text(row[20]),
-    )
+    fields = {
+        "seq": row[0],
+        "tx": row[1],
+        "op": Operation(row[2]),
+        "fact_id": row[3],
+        "version": row[4],
+        "before": None if row[20] is None else fact_from_text(row[20]),
+        "after": None if row[5] is None else fact_from_text(row[5]),
+        "session_id": row[6],
+        "actor": row[7],
+        "reason": row[8],
+        "ts": datetime.fromisoformat(row[9]),
+        "idempotency_key": row[10],
+        "undoes": row[11],
+        "base": row[12],
+        "cause": unvalidated(Cause, dict(zip(_CAUSE, row[13:20], strict=True))) if any(row[13:20]) else NO_CAUSE,
+    }
+    return unvalidated(Entry, fields)
 
 
 def _entry_row(entry: Entry) -> Row:

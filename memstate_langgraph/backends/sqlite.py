@@ -93,7 +93,7 @@ class SQLiteEngine:
         raise AssertionError
 
     def _connect(self) -> sqlite3.Connection:
-        with self._translated():
+        try:
             connection = sqlite3.connect(
                 self.path, timeout=1.0, isolation_level=None, check_same_thread=False, cached_statements=512
             )
@@ -102,6 +102,8 @@ class SQLiteEngine:
             except BaseException:
                 connection.close()
                 raise
+        except sqlite3.Error as error:
+            raise self._ours(error) from error
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -169,7 +171,7 @@ class SQLiteEngine:
             return drive(ANSWERS[type(op)](op, _DIALECT), execute)
 
         relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
-        with self._translated():
+        try:
             if relaxed:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
@@ -184,6 +186,8 @@ class SQLiteEngine:
             finally:
                 if relaxed:
                     connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except sqlite3.Error as error:
+            raise self._ours(error) from error
         return result
 
     @contextmanager
@@ -200,17 +204,12 @@ class SQLiteEngine:
                 else:
                     self._readers.append(connection)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise the driver's errors as ours, in this one place."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise _Contention(str(error)) from error
-            raise StorageError(f"{self.path}: {error}") from error
-        except sqlite3.Error as error:
-            raise StorageError(f"{self.path}: {error}") from error
+    def _ours(self, error: sqlite3.Error) -> Exception:
+        """The driver's errors as ours, in this one place."""
+        busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in busy:
+            return _Contention(str(error))
+        return StorageError(f"{self.path}: {error}")
 
     # --- closing and care
 
@@ -226,9 +225,12 @@ class SQLiteEngine:
         check_progress(progress)
 
         def pragma(text: str) -> int:
-            with self._lock, self._translated():
+            with self._lock:
                 self._refuse_if_closed()
-                rows = self.writer.execute(f"PRAGMA {text}").fetchall()
+                try:
+                    rows = self.writer.execute(f"PRAGMA {text}").fetchall()
+                except sqlite3.Error as error:
+                    raise self._ours(error) from error
             return int(rows[0][0]) if rows else 0
 
         before = self.patiently(lambda: pragma("page_count"))
