@@ -119,7 +119,11 @@ def test_a_transaction_belongs_to_one_session(memory: MemoryStore) -> None:
         tx.commit(note("three", "b"), session_id="t")
         with pytest.raises(ValidationFailed, match="one session"):
             tx.update("a", {"content": "no"})
-    assert texts(memory) == {"a": "one", "b": "three"}
+        tx.update("b", {"content": "four"})
+        with pytest.raises(ValidationFailed, match="one session"):
+            tx.update("b", {"content": "no"}, session_id="u")
+        tx.update("b", {"content": "five"}, expected_version=2)  # what was refused left no trace
+    assert texts(memory) == {"a": "one", "b": "five"}
 
 
 def test_keys_move_between_facts_within_one_transaction(memory: MemoryStore) -> None:
