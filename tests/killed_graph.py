@@ -23,6 +23,7 @@ from memstate_langgraph import Fact, MemoryStore, MemStateCheckpointer, SQLiteSt
 from tests.faults import FaultyStorage, Points, kill
 
 Durability = Literal["sync", "async", "exit"]
+DURABILITIES: list[Durability] = ["sync", "async", "exit"]
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 ROUNDS = 2
 
