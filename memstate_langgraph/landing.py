@@ -153,12 +153,12 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
     def plan() -> Plan[R]:
         landed.clear()
         landing.clear()
-        # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
-        stages = concerned(identity, event)
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
-        yield from land([stage for stage in stages if event.contains(stage)])
+        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])
         result = yield from start()
-        yield from land([stage for stage in stages if stage not in landed])
+        # Looked for again where writers take turns, which a transaction may do from its first write on only: of a
+        # task's writes and its checkpoint, the second sees the first.
+        yield from land([stage for stage in concerned(identity, event) if stage not in landed])
         return result
 
     for _ in range(ATTEMPTS):

@@ -180,7 +180,7 @@ MUTANTS = [
     Mutant("only the innermost checkpoint counts", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[at : at + 1])):", ONCE),
     Mutant("what waits for its checkpoint is forgotten", "landing.py", "        stage.proof = at, Proof(self.place, self.task_id)\n", "", ONCE),
     Mutant("what waited lands without its result", "landing.py", "(yield from _stored(places)) and (yield from _holds(proof))", "(yield from _stored(places))", ONCE),
-    Mutant("a checkpoint comes before what it is made of", "landing.py", "        yield from land([stage for stage in stages if event.contains(stage)])\n", "", ONCE),
+    Mutant("a checkpoint comes before what it is made of", "landing.py", "        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])\n", "", ONCE),
     Mutant("what waited comes before its checkpoint", "landing.py", "return self._level(stage) is not None and self.place not in stage.places()", "return True", ONCE),
     Mutant("a run that ends in a failure lands the failed step", "landing.py", "        if stage.closed or (rests_on == self.place.checkpoint_id and stage.proof is None):", "        if False:", ONCE),
     Mutant("a checkpoint lands what another run left", "landing.py", "stage.task.levels if stage.task.run is self.run else ()", "stage.task.levels", ONCE),

@@ -31,12 +31,13 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.staging import STAGES
 from tests.models import Note, Preference, note
-from tests.stores import Unreliable, assert_in_step, hook_over
+from tests.stores import SQLITE, Place, Unreliable, assert_in_step, chosen, hook_over
 
 R = TypeVar("R")
 Durability = Literal["sync", "async", "exit"]
 DURABILITIES: list[Durability] = ["sync", "async", "exit"]
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
+AGAIN = RetryPolicy(initial_interval=0.001, jitter=False, retry_on=ValueError)
 
 
 class State(TypedDict, total=False):
@@ -49,9 +50,15 @@ def vectors() -> Unreliable:
     return Unreliable()
 
 
+@pytest.fixture(params=chosen(awaited=False, durable=True), ids=lambda place: place.name)
+def place(request: pytest.FixtureRequest) -> Place:
+    place: Place = request.param
+    return place
+
+
 @pytest.fixture
-def memory(tmp_path: Path, vectors: Unreliable) -> Iterator[MemoryStore]:
-    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook_over(vectors, grace=0.0, late=0.0)])
+def memory(place: Place, tmp_path: Path, vectors: Unreliable) -> Iterator[MemoryStore]:
+    memory = place.open(tmp_path, [hook_over(vectors, grace=0.0, late=0.0)])
     memory.register_schema("note", Note)
     memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
     with memory:
@@ -199,7 +206,7 @@ def test_of_several_attempts_only_the_last_counts(memory: MemoryStore, durabilit
             raise ValueError("again")
         return {"said": [content]}
 
-    app = line(memory, writes, retry_policy=RetryPolicy(initial_interval=0.001, retry_on=ValueError))
+    app = line(memory, writes, retry_policy=AGAIN)
     said = app.invoke({}, CONFIG, durability=durability)["said"]
     assert attempts == [[], [], []]
     assert views(memory) == (said, said)
@@ -430,14 +437,14 @@ def test_what_is_wrong_is_said_at_once(memory: MemoryStore, vectors: Unreliable)
     assert contents(memory) == said
 
 
-def test_a_slow_task_outlives_its_lease(tmp_path: Path, vectors: Unreliable) -> None:
-    hook = hook_over(vectors, lease=0.0, grace=0.0, late=0.0)
-    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook])
+def test_a_slow_task_outlives_its_lease(place: Place, tmp_path: Path, vectors: Unreliable) -> None:
+    memory = place.open(tmp_path, [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     app = line(memory, lambda state: {"said": [say(memory, "slow")], "seen": [outside(lambda: str(memory.repair()))]})
     said = app.invoke({}, CONFIG)["said"]
     assert [hit.fact.payload["content"] for hit in memory.search("x")] == said
     assert memory.repair().ok
     assert len(vectors.store) == 1
+    memory.close()
 
 
 # --- where it does not apply
@@ -471,6 +478,7 @@ def test_with_another_checkpointer_writes_are_as_outside_a_graph(memory: MemoryS
     other.close()
 
 
+@pytest.mark.parametrize("place", [SQLITE], ids=[SQLITE.name])
 def test_two_stores_on_one_file_take_part(memory: MemoryStore, tmp_path: Path) -> None:
     """A checkpointer of its own on the same file, as `from_conn_string` makes it."""
 
@@ -511,7 +519,7 @@ async def test_the_same_through_the_async_door(tmp_path: Path, vectors: Unreliab
         return {"seen": [fact.payload["content"] for fact in await memory.query("note")]}
 
     graph = StateGraph(State)
-    graph.add_node("writes", writes, retry_policy=RetryPolicy(initial_interval=0.001, retry_on=ValueError))
+    graph.add_node("writes", writes, retry_policy=AGAIN)
     graph.add_node("reads", reads)
     graph.add_edge(START, "writes")
     graph.add_edge("writes", "reads")

@@ -7,41 +7,53 @@ from pathlib import Path
 
 import pytest
 
-from tests import killed_graph
-from tests.killed_graph import DURABILITIES, Durability
+from tests.children import warm
+from tests.killed_graph import DURABILITIES, Durability, Setting, steps, theirs, trial
+from tests.stores import SQLITE, Place, chosen, places
+
+
+def kill_often(folder: Path, setting: Setting, wanted: int) -> None:
+    warm()
+    seed = random.randrange(10**9)
+    chance = random.Random(seed)
+    most = steps(folder / "clean", setting)
+    kills = trials = 0
+    while kills < wanted:
+        trials += 1
+        more, wrong = trial(folder / str(trials), setting, chance, most)
+        assert wrong == [], f"seed {seed}, trial {trials}, after {more} kills"
+        kills += more
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_a_graph_that_is_killed_and_resumed_remembers_each_step_once(tmp_path: Path, durability: Durability) -> None:
-    kills_at_every_stage(tmp_path, durability, 12)
+@places(awaited=False, durable=True)
+def test_a_graph_that_is_killed_and_resumed_remembers_each_step_once(
+    tmp_path: Path, place: Place, durability: Durability
+) -> None:
+    kill_often(tmp_path, Setting(durability, place, awaited=place is not SQLITE), 6)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_vectors_of_a_killed_graph_are_those_of_its_facts(tmp_path: Path, durability: Durability) -> None:
+    kill_often(tmp_path, Setting(durability, vectors=True), 3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_a_graph_that_is_killed_and_resumed_for_long(tmp_path: Path, durability: Durability) -> None:
-    kills_at_every_stage(tmp_path, durability, 110)
-
-
-def kills_at_every_stage(folder: Path, durability: Durability, wanted: int) -> None:
-    seed = random.randrange(10**9)
-    chance = random.Random(seed)
-    clean = killed_graph.in_child(lambda: killed_graph.run(folder, durability, killed_graph.ours, 0))
-    assert clean is not None
-    assert "error" not in clean, clean
-    kills = trials = 0
-    while kills < wanted:
-        trials += 1
-        more, wrong = killed_graph.trial(folder / str(trials), durability, killed_graph.ours, chance, clean["steps"])
-        assert wrong is None, f"seed {seed}, trial {trials}, after {more} kills: {wrong}"
-        kills += more
+@pytest.mark.parametrize("place", chosen(awaited=False, durable=True), ids=lambda place: place.name)
+@pytest.mark.parametrize("awaited", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("vectors", [False, True], ids=["facts", "vectors"])
+def test_a_graph_that_is_killed_for_long(
+    tmp_path: Path, durability: Durability, place: Place, awaited: bool, vectors: bool
+) -> None:
+    kill_often(tmp_path, Setting(durability, place, awaited=awaited, vectors=vectors), 60)
 
 
 def test_direct_writes_beside_another_saver_fail_this(tmp_path: Path) -> None:
     """So the test is known to bite."""
-    chance = random.Random(1)
+    chance, setting = random.Random(1), Setting("async", saver=theirs)
     for i in range(40):
-        _, wrong = killed_graph.trial(tmp_path / str(i), "async", killed_graph.theirs, chance, 60)
-        if wrong is not None:
-            assert "remembered but not in the history" in wrong
+        _, wrong = trial(tmp_path / str(i), setting, chance, 60)
+        if any("remembered but not in the history" in problem for problem in wrong):
             return
     pytest.fail("forty trials, and every memory was right")
