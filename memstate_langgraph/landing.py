@@ -37,7 +37,9 @@ class Result:
         return any(level.task_id == self.task_id for level in stage.task.levels)
 
     def contains(self, stage: Stage) -> bool:  # noqa: ARG002 -- as `Saved` has it
-        return False
+        # Landing first, neighbours take turns from their first question on, not after each has stored its writes,
+        # where each would wait for the others.
+        return True
 
     def lands(self, stage: Stage) -> Plan[bool]:
         at = next(i for i, level in enumerate(stage.task.levels) if level.task_id == self.task_id)
@@ -161,20 +163,21 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         yield from land([stage for stage in concerned(identity, event) if stage not in landed])
         return result
 
-    for _ in range(ATTEMPTS):
-        try:
-            result: R = yield Work(plan, write=True)
-        except Unprepared as missing:
-            yield from missing.stage.owner.prepare_again(missing.stage)
-            continue
-        except MemoryStoreError:
-            for stage in landing:  # it cannot land: the run ends with this error, and the task may run again
-                yield from stage.owner.give_up(stage)
-            raise
-        for stage in landed:
-            yield from stage.owner.landed(stage)
-        return result
-    raise contended()
+    try:
+        for _ in range(ATTEMPTS):
+            try:
+                result: R = yield Work(plan, write=True)
+            except Unprepared as missing:
+                yield from missing.stage.owner.prepare_again(missing.stage)
+                continue
+            for stage in landed:
+                yield from stage.owner.landed(stage)
+            return result
+        raise contended()
+    except MemoryStoreError:
+        for stage in landing:  # it cannot land: the run ends with this error, and the task may run again
+            yield from stage.owner.give_up(stage)
+        raise
 
 
 def drop(identity: Hashable, thread_id: str, task_id: str) -> Flow[None]:

@@ -11,27 +11,23 @@ import asyncio
 import operator
 import random
 import sqlite3
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from langchain_chroma import Chroma
-from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import RetryPolicy, Send
+from langgraph.types import Send
 
-from memstate_langgraph import Fact, MemoryStore, MemStateCheckpointer
+from memstate_langgraph import MemoryStore, MemStateCheckpointer
 from tests.children import in_child
 from tests.faults import FaultyHook, FaultyStorage, Points, kill
+from tests.graphs import AGAIN, CONFIG, Durability, say as remember
 from tests.stores import SQLITE, Place, Words, found, live
 
-Durability = Literal["sync", "async", "exit"]
-DURABILITIES: list[Durability] = ["sync", "async", "exit"]
-CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 ROUNDS = 2
 
 KILLS_EACH = 3
@@ -76,9 +72,7 @@ class Setting:
 
 def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
     def say(who: str) -> str:
-        content = f"{who} {uuid.uuid4().hex}"
-        memory.commit(Fact(type="note", payload={"content": content}))
-        return content
+        return remember(memory, who)
 
     def node(who: str) -> Any:
         return lambda state: {"said": [say(who), say(who)]}
@@ -103,13 +97,12 @@ def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
         """A subgraph with a state of its own, called from a node."""
         return {"said": inner_app.invoke({"said": []})["said"]}
 
-    again = RetryPolicy(initial_interval=0.001, jitter=False, max_attempts=50, retry_on=ValueError)
     inner_app = inner.compile()
     outer = StateGraph(State)
     outer.add_node("plan", node("plan"))
     outer.add_node("tool", tool)
     outer.add_node("call", call)
-    outer.add_node("flaky", flaky, retry_policy=again)
+    outer.add_node("flaky", flaky, retry_policy=AGAIN)
     outer.add_edge(START, "plan")
     outer.add_conditional_edges("plan", lambda _: [Send("tool", {"number": i}) for i in range(3)], ["tool"])
     outer.add_edge("tool", "call")

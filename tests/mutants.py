@@ -70,8 +70,8 @@ CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, RE
         "postgres",
     )
 )
-ONCE, PAST, SAVER, MODEL, DELTA = (
-    f"tests/test_{name}.py" for name in ("exactly_once", "past", "saver", "saver_model", "delta_channels")
+ONCE, LANDING, PAST, SAVER, MODEL, DELTA = (
+    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "past", "saver", "saver_model", "delta_channels")
 )
 
 MUTANTS = [
@@ -159,12 +159,13 @@ MUTANTS = [
     Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES),
     Mutant("PostgreSQL reads facts without the lock", "backends/postgres_engine.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
     Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES),
+    Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES),
     Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
     # what a task wrote
     Mutant("a task's writes are seen before its result", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = None\n        yield from ()\n", ONCE),
     Mutant("immediate is ignored", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = yield from self._stage()\n", ONCE),
     Mutant("writes are staged under any checkpointer", "flows.py", "        return task if task is not None and getattr(task.checkpointer, \"identity\", None) == self.identity else None", "        return task", ONCE),
-    Mutant("what landed lands again", "flows.py", "        if stage.tried:  # ", "        if False:  # ", ONCE),
+    Mutant("what landed lands again", "flows.py", "        if stage.tried:  # ", "        if False:  # ", LANDING),
     Mutant("what landed stays on its stage", "flows.py", "        STAGES.close(self.identity, stage)\n        yield from self._tidy()", "        yield from self._tidy()", ONCE),
     Mutant("a failed task keeps what it wrote", "saver.py", "        if landing.failed(channels):", "        if False:", ONCE),
     Mutant("an interrupted task keeps what it wrote", "landing.py", "not {ERROR, INTERRUPT}.isdisjoint(channels)", "not {ERROR}.isdisjoint(channels)", ONCE),
@@ -173,23 +174,25 @@ MUTANTS = [
     Mutant("a failed attempt leaves its vectors", "flows.py", "            yield from self._give_up(old.prepared)\n", "            yield from ()\n", ONCE),
     Mutant("a dropped stage leaves its vectors", "flows.py", "        STAGES.close(self.identity, stage)\n        yield from self._give_up(stage.prepared)", "        STAGES.close(self.identity, stage)\n        yield from ()", ONCE),
     Mutant("a run sees what a broken-off one left", "staging.py", "self.task.run is not task.run or (self", "(self", ONCE),
-    Mutant("neighbours see each other", "staging.py", "                return False  # a neighbour in the same step", "                return True", ONCE),
+    Mutant("neighbours see each other", "staging.py", "                return False  # a neighbour in the same step", "                return True", LANDING),
     Mutant("a later step does not see an earlier one", "staging.py", "                return ours.checkpoint_id < theirs.checkpoint_id", "                return False", ONCE),
-    Mutant("a result lands before its checkpoint", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if True:\n            yield from ()", ONCE),
-    Mutant("under exit a subgraph waits for its own checkpoints", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[: at + 1])):", ONCE),
-    Mutant("only the innermost checkpoint counts", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[at : at + 1])):", ONCE),
-    Mutant("what waits for its checkpoint is forgotten", "landing.py", "        stage.proof = at, Proof(self.place, self.task_id)\n", "", ONCE),
-    Mutant("what waited lands without its result", "landing.py", "(yield from _stored(places)) and (yield from _holds(proof))", "(yield from _stored(places))", ONCE),
+    Mutant("what waits is looked for before its turn", "landing.py", "        result = yield from start()\n", "        early = concerned(identity, event)\n        result = yield from start()\n        yield from land([stage for stage in early if stage not in landed])\n        return result\n", LANDING),
+    Mutant("a refused landing stays on its stage", "landing.py", "                yield from missing.stage.owner.prepare_again(missing.stage)\n", "                landing.clear()\n                yield from missing.stage.owner.prepare_again(missing.stage)\n", LANDING),
+    Mutant("a result lands before its checkpoint", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if True:\n            yield from ()", LANDING),
+    Mutant("under exit a subgraph waits for its own checkpoints", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[: at + 1])):", LANDING),
+    Mutant("only the innermost checkpoint counts", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[at : at + 1])):", LANDING),
+    Mutant("what waits for its checkpoint is forgotten", "landing.py", "        stage.proof = at, Proof(self.place, self.task_id)\n", "", LANDING),
+    Mutant("what waited lands without its result", "landing.py", "(yield from _stored(places)) and (yield from _holds(proof))", "(yield from _stored(places))", LANDING),
     Mutant("a checkpoint comes before what it is made of", "landing.py", "        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])\n", "", ONCE),
-    Mutant("what waited comes before its checkpoint", "landing.py", "return self._level(stage) is not None and self.place not in stage.places()", "return True", ONCE),
+    Mutant("what a task did precedes the checkpoint that it ran on", "landing.py", "return self._level(stage) is not None and self.place not in stage.places()", "return self._level(stage) is not None", ONCE),
     Mutant("a run that ends in a failure lands the failed step", "landing.py", "        if stage.closed or (rests_on == self.place.checkpoint_id and stage.proof is None):", "        if False:", ONCE),
     Mutant("a checkpoint lands what another run left", "landing.py", "stage.task.levels if stage.task.run is self.run else ()", "stage.task.levels", ONCE),
     Mutant("a slow task is robbed", "flows.py", "            stage.prepared.clear()\n            raise Unprepared(stage) from None", "            raise", ONCE),
-    Mutant("what cannot land stays", "landing.py", "            for stage in landing:  # ", "            for stage in ():  # ", ONCE),
-    Mutant("two threads of a task overwrite each other", "staging.py", "            if len(self.units) != known:", "            if False:", ONCE),
+    Mutant("what cannot land stays", "landing.py", "        for stage in landing:  # ", "        for stage in ():  # ", ONCE),
+    Mutant("two threads of a task overwrite each other", "staging.py", "            if len(self.units) != known:", "            if False:", LANDING),
     Mutant("it lands as it was first decided", "flows.py", "            if i == 0 and not unit.draft.rests_on_others and (yield from LastSeq()) == unit.draft.at:", "            if i == 0 and (yield from LastSeq()) >= 0:", ONCE),
-    Mutant("it lands with the texts of before", "flows.py", "        if lacking(texts, stage.prepared):\n            raise Unprepared(stage)\n", "", ONCE),
-    Mutant("it lands without the veto's consent", "flows.py", "            if unit.approved is not None and unit.approved != gist(draft):", "            if False:", ONCE),
+    Mutant("it lands with the texts of before", "flows.py", "        if lacking(texts, stage.prepared):\n            raise Unprepared(stage)\n", "", LANDING),
+    Mutant("it lands without the veto's consent", "flows.py", "            if unit.approved is not None and unit.approved != gist(draft):", "            if False:", LANDING),
     Mutant("a task's search does not find what it wrote", "search.py", "if fact.id not in ours} | prepared", "if fact.id not in ours}", ONCE),
     Mutant("a rollback in a task sees only what is stored", "flows.py", "            if units and any(isinstance", "            if False and any(isinstance", ONCE),
     Mutant("a caller's failure takes its @task's result", "landing.py", "            called = level is not own and level.checkpoint_id == own.checkpoint_id", "            called = False", ONCE),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.children import warm
-from tests.killed_graph import DURABILITIES, Durability, Setting, steps, theirs, trial
+from tests.graphs import DURABILITIES, Durability
+from tests.killed_graph import Setting, steps, theirs, trial
 from tests.stores import SQLITE, Place, chosen, places
 
 
