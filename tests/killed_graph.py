@@ -154,10 +154,10 @@ def agree(memory: MemoryStore, when: str) -> list[str]:
 
 def steps(folder: Path, setting: Setting) -> int:
     """How many steps a graph takes that nobody kills."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     setting.place.storage(folder).close()  # here, so that the server that it may need outlives the children
     _, told = in_child(lambda: run(folder, setting, 0))
-    assert told.get("problems") == [], told
+    assert "error" not in told, told["error"]
     count: int = told["steps"]
     return count
 
@@ -167,9 +167,36 @@ def trial(folder: Path, setting: Setting, chance: random.Random, most: int) -> t
     folder.mkdir()
     kills = 0
     while True:
-        at = chance.randint(1, most) if kills < KILLS_EACH else 0
+        at = chance.randint(1, max(1, most >> kills)) if kills < KILLS_EACH else 0  # there is ever less left to do
         killed, told = in_child(lambda at=at: run(folder, setting, at))  # type: ignore[misc]
         if killed == 9:
             kills += 1
+        elif killed or "error" in told:
+            return kills, [f"ended by signal {killed}" if killed else told["error"]]
         else:
-            return kills, [told["error"]] if "error" in told else told["problems"]
+            return kills, told["problems"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of graphs that were killed."""
+
+    kills: int
+    graphs: int
+    violations: int
+    problems: list[str]
+
+
+def kill_often(folder: Path, setting: Setting, wanted: int, seed: int) -> Outcome:
+    """Kill one graph after the other until there were so many kills."""
+    chance = random.Random(seed)
+    most = steps(folder / "clean", setting)
+    kills = graphs = violations = 0
+    problems: list[str] = []
+    while kills < wanted:
+        graphs += 1
+        more, wrong = trial(folder / str(graphs), setting, chance, most)
+        kills += more
+        violations += bool(wrong)
+        problems += [f"{setting}, seed {seed}, graph {graphs}, after {more} kills: {problem}" for problem in wrong]
+    return Outcome(kills, graphs, violations, problems)

@@ -9,21 +9,13 @@ import pytest
 
 from tests.children import warm
 from tests.graphs import DURABILITIES, Durability
-from tests.killed_graph import Setting, steps, theirs, trial
+from tests.killed_graph import Setting, kill_often, theirs
 from tests.stores import SQLITE, Place, chosen, places
 
 
-def kill_often(folder: Path, setting: Setting, wanted: int) -> None:
+def look(folder: Path, setting: Setting, kills: int) -> None:
     warm()
-    seed = random.randrange(10**9)
-    chance = random.Random(seed)
-    most = steps(folder / "clean", setting)
-    kills = trials = 0
-    while kills < wanted:
-        trials += 1
-        more, wrong = trial(folder / str(trials), setting, chance, most)
-        assert wrong == [], f"seed {seed}, trial {trials}, after {more} kills"
-        kills += more
+    assert kill_often(folder, setting, kills, random.randrange(10**9)).problems == []
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -31,12 +23,12 @@ def kill_often(folder: Path, setting: Setting, wanted: int) -> None:
 def test_a_graph_that_is_killed_and_resumed_remembers_each_step_once(
     tmp_path: Path, place: Place, durability: Durability
 ) -> None:
-    kill_often(tmp_path, Setting(durability, place, awaited=place is not SQLITE), 6)
+    look(tmp_path, Setting(durability, place, awaited=place is not SQLITE), 6)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_vectors_of_a_killed_graph_are_those_of_its_facts(tmp_path: Path, durability: Durability) -> None:
-    kill_often(tmp_path, Setting(durability, vectors=True), 3)
+    look(tmp_path, Setting(durability, vectors=True), 3)
 
 
 @pytest.mark.long
@@ -47,14 +39,11 @@ def test_vectors_of_a_killed_graph_are_those_of_its_facts(tmp_path: Path, durabi
 def test_a_graph_that_is_killed_for_long(
     tmp_path: Path, durability: Durability, place: Place, awaited: bool, vectors: bool
 ) -> None:
-    kill_often(tmp_path, Setting(durability, place, awaited=awaited, vectors=vectors), 60)
+    look(tmp_path, Setting(durability, place, awaited=awaited, vectors=vectors), 60)
 
 
 def test_direct_writes_beside_another_saver_fail_this(tmp_path: Path) -> None:
     """So the test is known to bite."""
-    chance, setting = random.Random(1), Setting("async", saver=theirs)
-    for i in range(40):
-        _, wrong = trial(tmp_path / str(i), setting, chance, 60)
-        if any("remembered but not in the history" in problem for problem in wrong):
-            return
-    pytest.fail("forty trials, and every memory was right")
+    told = kill_often(tmp_path, Setting("async", saver=theirs), 12, seed=1)
+    assert told.violations > 0
+    assert any("remembered but not in the history" in problem for problem in told.problems)
