@@ -53,26 +53,17 @@ class Stale(Exception):
 HANGS = 180
 """Seconds after which the tests of a mutant are taken to hang. The longest of them need less than a minute."""
 
-CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, REBUILD, ADAPTERS, POSTGRES = (
+(CORE, TRANSACTION, VECTORS, SEARCH, ADAPTERS, REBUILD, INPUT, COSTS, CRASH, CONCURRENCY, SQLITE) = (
     f"tests/test_{name}.py"
     for name in (
-        "crash",
-        "vectors",
-        "concurrency",
-        "core",
-        "bad_input",
-        "sqlite",
-        "costs",
-        "transaction",
-        "search",
-        "rebuild",
-        "adapters",
-        "postgres",
+        *("core", "transaction", "vectors", "search", "adapters", "rebuild", "bad_input", "costs", "crash"),
+        *("concurrency", "sqlite"),
     )
 )
 ONCE, LANDING, PAST, SAVER, MODEL, DELTA = (
     f"tests/test_{name}.py" for name in ("exactly_once", "landing", "past", "saver", "saver_model", "delta_channels")
 )
+POSTGRES_FAULTS, POSTGRES_COSTS = (f"tests/postgres/test_{name}.py" for name in ("faults", "costs"))
 
 MUTANTS = [
     # the commit protocol
@@ -156,10 +147,10 @@ MUTANTS = [
     Mutant("an error commits", "backends/sqlite.py", '                    if connection.in_transaction:\n                        connection.execute("ROLLBACK")\n                    raise\n            finally', '                    if connection.in_transaction:\n                        connection.execute("COMMIT")\n                    raise\n            finally', VECTORS),
     Mutant("no commit", "backends/sqlite.py", '                    connection.execute("COMMIT")\n                except BaseException', '                    connection.execute("ROLLBACK")\n                except BaseException', CORE),
     Mutant("facts are not written", "backends/sql.py", "    rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]", "    rows: list[Row] = []", CORE),
-    Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES),
+    Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES_COSTS),
     Mutant("PostgreSQL reads facts without the lock", "backends/postgres_engine.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
-    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES),
-    Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES),
+    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES_FAULTS),
+    Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES_FAULTS),
     Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
     # what a task wrote
     Mutant("a task's writes are seen before its result", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = None\n        yield from ()\n", ONCE),
