@@ -32,9 +32,10 @@ class Result:
 
     place: Place
     task_id: str
+    run: object
 
     def concerns(self, stage: Stage) -> bool:
-        return any(level.task_id == self.task_id for level in stage.task.levels)
+        return of_run(stage, self.run) and any(level.task_id == self.task_id for level in stage.task.levels)
 
     def contains(self, stage: Stage) -> bool:  # noqa: ARG002 -- as `Saved` has it
         # Landing first, neighbours take turns from their first question on, not after each has stored its writes,
@@ -118,21 +119,36 @@ def _stored(places: Iterable[Place]) -> Plan[bool]:
 def _holds(proof: Proof) -> Plan[bool]:
     if proof.task_id is None:
         return (yield from _stored([proof.place]))
-    channels = set((yield from WroteTo(proof.place, proof.task_id)))
-    return bool(channels - WRITES_IDX_MAP.keys())
+    return is_result((yield from WroteTo(proof.place, proof.task_id)))
 
 
 def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) -> Saved:
     return Saved(place, parent_id, run_of(configurable), exits(configurable))
 
 
+def result(place: Place, task_id: str, configurable: Mapping[str, Any]) -> Result:
+    return Result(place, task_id, run_of(configurable))
+
+
+def of_run(stage: Stage, run: object) -> bool:
+    """Whether what a run stores may concern a stage.
+
+    What a run that was cancelled still stores comes when the next one may be at the same task.
+    """
+    return run is None or stage.task.run is run
+
+
 def failed(channels: Iterable[str]) -> bool:
     """Whether these are the writes of a task that will run again from its start."""
-    return not {ERROR, INTERRUPT}.isdisjoint(channels)
+    return not {ERROR, INTERRUPT}.isdisjoint(channels) and not is_result(channels)
 
 
-def is_result(channels: Sequence[str]) -> bool:
-    return not failed(channels) and any(channel not in WRITES_IDX_MAP for channel in channels)
+def is_result(channels: Iterable[str]) -> bool:
+    """Whether a task with these writes is done.
+
+    It is also with an error beside its result: of a task that was cancelled when it had only to say that it is done.
+    """
+    return any(channel not in WRITES_IDX_MAP for channel in channels)
 
 
 def concerned(identity: Hashable, event: Event) -> list[Stage]:
@@ -180,15 +196,16 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         raise
 
 
-def drop(identity: Hashable, thread_id: str, task_id: str) -> Flow[None]:
+def drop(identity: Hashable, thread_id: str, task_id: str, configurable: Mapping[str, Any]) -> Flow[None]:
     """Give up what a task wrote that failed, or was interrupted: it will run again.
 
     Not what was finished inside it: a subgraph goes on where it stopped, and of a `@task` that it called the
     result may still be on its way.
     """
+    run = run_of(configurable)
     for stage in STAGES.of_thread(identity, thread_id):
         own = stage.task.levels[-1]
         for level in stage.task.levels:
             called = level is not own and level.checkpoint_id == own.checkpoint_id
-            if level.task_id == task_id and stage.proof is None and not called:
+            if of_run(stage, run) and level.task_id == task_id and stage.proof is None and not called:
                 yield from stage.owner.give_up(stage)

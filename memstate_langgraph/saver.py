@@ -232,12 +232,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
         work = checkpoints.put_writes(rows, large, self._recent, codec, checkpoints.new_pool())
         channels = [channel for channel, _ in writes]
+        configurable = config.get("configurable") or {}
         if landing.is_result(channels):
-            yield from self._landing(work, landing.Result(place, task_id))
+            yield from self._landing(work, landing.result(place, task_id, configurable))
         else:
             yield work
         if landing.failed(channels):
-            yield from landing.drop(self.identity, thread_id, task_id)
+            yield from landing.drop(self.identity, thread_id, task_id, configurable)
 
     # --- reading
 

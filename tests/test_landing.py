@@ -188,6 +188,48 @@ def stages_of(memory: MemoryStore) -> Sequence[Any]:
     return STAGES.of_thread(memory.storage.identity, "t")
 
 
+def test_a_result_with_an_error_beside_it_lands(memory: MemoryStore) -> None:
+    """So LangGraph stores it when a run is cancelled as the task returns; it does not run that task again."""
+
+    class Cancelled(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            beside = [*writes, ("__error__", "cancelled")] if "said" in dict(writes) else writes
+            super().put_writes(config, beside, task_id, task_path)
+
+    app = line(memory, lambda state: {"said": [say(memory, "x")]}, saver=Cancelled(memory))
+    app.invoke({}, CONFIG, durability="sync", interrupt_after=["n0"])
+    assert len(contents(memory)) == 1
+    assert not stages_of(memory)
+
+
+def test_what_a_cancelled_run_still_stores_concerns_only_its_own(memory: MemoryStore) -> None:
+    """The next run may be at the same task by then."""
+    late: list[Callable[[], None]] = []
+
+    class Late(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            def call() -> None:
+                super(Late, self).put_writes(config, writes, task_id, task_path)
+
+            if late or "__error__" not in dict(writes):
+                call()
+            else:
+                late.append(call)
+
+    def writes(state: State) -> State:
+        content = say(memory, "x")
+        if not late:
+            raise RuntimeError("boom")
+        outside(late[0])
+        return {"said": [content]}
+
+    app = line(memory, writes, saver=Late(memory))
+    with pytest.raises(RuntimeError):
+        app.invoke({}, CONFIG, durability="sync")
+    said = app.invoke(None, CONFIG, durability="sync")["said"]
+    assert contents(memory) == said
+
+
 # --- neighbours
 
 
@@ -305,19 +347,19 @@ def test_a_veto_has_its_say_about_what_lands(memory: MemoryStore) -> None:
     memory.commit(note("before", "a"))
 
     def veto(operation: Any, fact_id: str, fact: Fact) -> None:
-        if fact.payload["stars"] == 5 and fact.payload["content"] == "theirs":
+        if fact.source == "theirs" and fact.payload["content"] == "mine":
             raise ValueError("not both")
 
     memory.add_hook(veto)
 
     def writes(state: State) -> State:
-        memory.update("a", {"stars": 5})
-        outside(lambda: memory.update("a", {"content": "theirs"}))
+        memory.update("a", {"content": "mine"})
+        outside(lambda: memory.commit(note("before", "a", source="theirs")))  # its text stays what was prepared
         return {}
 
     with pytest.raises(HookError, match="not both"):
         line(memory, writes).invoke({}, CONFIG)
     fact = memory.get("a")
     assert fact is not None
-    assert (fact.payload["content"], fact.payload["stars"]) == ("theirs", 0)
+    assert (fact.payload["content"], fact.source) == ("before", "theirs")
     assert_in_step(memory)
