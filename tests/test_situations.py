@@ -146,8 +146,8 @@ def in_a_graph_that_a_node_calls(s: Situation) -> Any:
 
 
 def in_functions(s: Situation) -> Any:
-    work: Any = task(retry_policy=s.policy)(s.step)
-    awork: Any = task(retry_policy=s.policy)(s.astep)
+    with_policy: Any = task(retry_policy=s.policy)
+    work, awork = with_policy(s.step), with_policy(s.astep)
 
     @entrypoint(checkpointer=s.saver)
     def main(given: State) -> State:
