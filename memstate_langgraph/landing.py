@@ -34,12 +34,15 @@ class Result:
 
     place: Place
     task_id: str
+    run: object
 
     def concerns(self, stage: Stage) -> bool:
-        return any(level.task_id == self.task_id for level in stage.task.levels)
+        return of_run(stage, self.run) and any(level.task_id == self.task_id for level in stage.task.levels)
 
     def contains(self, stage: Stage) -> bool:  # noqa: ARG002 -- as `Saved` has it
-        return False
+        # Landing first, neighbours take turns from their first question on, not after each has stored its writes,
+        # where each would wait for the others.
+        return True
 
     def lands(self, stage: Stage) -> Plan[bool]:
         at = next(i for i, level in enumerate(stage.task.levels) if level.task_id == self.task_id)
@@ -118,21 +121,36 @@ def _stored(places: Iterable[Place]) -> Plan[bool]:
 def _holds(proof: Proof) -> Plan[bool]:
     if proof.task_id is None:
         return (yield from _stored([proof.place]))
-    channels = set((yield from WroteTo(proof.place, proof.task_id)))
-    return bool(channels - WRITES_IDX_MAP.keys())
+    return is_result((yield from WroteTo(proof.place, proof.task_id)))
 
 
 def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) -> Saved:
     return Saved(place, parent_id, run_of(configurable), exits(configurable))
 
 
+def result(place: Place, task_id: str, configurable: Mapping[str, Any]) -> Result:
+    return Result(place, task_id, run_of(configurable))
+
+
+def of_run(stage: Stage, run: object) -> bool:
+    """Whether what a run stores may concern a stage.
+
+    What a run that was cancelled still stores comes when the next one may be at the same task.
+    """
+    return run is None or stage.task.run is run
+
+
 def failed(channels: Iterable[str]) -> bool:
     """Whether these are the writes of a task that will run again from its start."""
-    return not _ENDS_ATTEMPT.isdisjoint(channels)
+    return not _ENDS_ATTEMPT.isdisjoint(channels) and not is_result(channels)
 
 
-def is_result(channels: Sequence[str]) -> bool:
-    return not failed(channels) and any(channel not in WRITES_IDX_MAP for channel in channels)
+def is_result(channels: Iterable[str]) -> bool:
+    """Whether a task with these writes is done.
+
+    It is also with an error beside its result: of a task that was cancelled when it had only to say that it is done.
+    """
+    return any(channel not in WRITES_IDX_MAP for channel in channels)
 
 
 def concerned(identity: Hashable, event: Event) -> list[Stage]:
@@ -155,41 +173,41 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
     def plan() -> Plan[R]:
         landed.clear()
         landing.clear()
-        # Looked for here, where writers take turns: of a task's writes and its checkpoint, the second sees the first.
-        stages = concerned(identity, event)
-        if not stages:
-            return (yield from start())
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
-        yield from land([stage for stage in stages if event.contains(stage)])
+        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])
         result = yield from start()
-        yield from land([stage for stage in stages if stage not in landed])
+        # Looked for again where writers take turns, which a transaction may do from its first write on only: of a
+        # task's writes and its checkpoint, the second sees the first.
+        yield from land([stage for stage in concerned(identity, event) if stage not in landed])
         return result
 
-    for _ in range(ATTEMPTS):
-        try:
-            result: R = yield Work(plan, write=True)
-        except Unprepared as missing:
-            yield from missing.stage.owner.prepare_again(missing.stage)
-            continue
-        except MemoryStoreError:
-            for stage in landing:  # it cannot land: the run ends with this error, and the task may run again
-                yield from stage.owner.give_up(stage)
-            raise
-        for stage in landed:
-            yield from stage.owner.landed(stage)
-        return result
-    raise contended()
+    try:
+        for _ in range(ATTEMPTS):
+            try:
+                result: R = yield Work(plan, write=True)
+            except Unprepared as missing:
+                yield from missing.stage.owner.prepare_again(missing.stage)
+                continue
+            for stage in landed:
+                yield from stage.owner.landed(stage)
+            return result
+        raise contended()
+    except MemoryStoreError:
+        for stage in landing:  # it cannot land: the run ends with this error, and the task may run again
+            yield from stage.owner.give_up(stage)
+        raise
 
 
-def drop(identity: Hashable, thread_id: str, task_id: str) -> Flow[None]:
+def drop(identity: Hashable, thread_id: str, task_id: str, configurable: Mapping[str, Any]) -> Flow[None]:
     """Give up what a task wrote that failed, or was interrupted: it will run again.
 
     Not what was finished inside it: a subgraph goes on where it stopped, and of a `@task` that it called the
     result may still be on its way.
     """
+    run = run_of(configurable)
     for stage in STAGES.of_thread(identity, thread_id):
         own = stage.task.levels[-1]
         for level in stage.task.levels:
             called = level is not own and level.checkpoint_id == own.checkpoint_id
-            if level.task_id == task_id and stage.proof is None and not called:
+            if of_run(stage, run) and level.task_id == task_id and stage.proof is None and not called:
                 yield from stage.owner.give_up(stage)

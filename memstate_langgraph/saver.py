@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,7 +32,7 @@ from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
 from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
-from memstate_langgraph.ops import Work
+from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.packing import pack_typed
 from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
@@ -180,7 +180,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         )
         plan = partial(checkpoints.put, row, values, self._recent, codec)
         event = landing.saved(place, parent_id, config.get("configurable") or {})
-        return _Put(place, landing.land_with(plan, event, self.identity))
+        return _Put(place, self._landing(plan, event))
+
+    def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R]:
+        return landing.land_with(start, event, self.identity)
 
     def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
@@ -227,12 +230,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
         plan = partial(checkpoints.put_writes, rows, large, self._recent, codec)
         channels = [channel for channel, _ in writes]
+        configurable = config.get("configurable") or {}
         if landing.is_result(channels):
-            yield from landing.land_with(plan, landing.Result(place, task_id), self.identity)
+            event = landing.result(place, task_id, configurable)
+            yield from self._landing(plan, event)
         else:
             yield Work(plan, write=True)
         if landing.failed(channels):
-            yield from landing.drop(self.identity, thread_id, task_id)
+            yield from landing.drop(self.identity, thread_id, task_id, configurable)
 
     # --- reading
 

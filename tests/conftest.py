@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from memstate_langgraph import MemoryStore
+from memstate_langgraph.staging import STAGES
 from tests.models import register
-from tests.stores import PLACES, Place, Unreliable
+from tests.stores import PLACES, Place, Unreliable, chosen, hook_over
 
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
 
@@ -70,6 +71,22 @@ def memory(open_store: Opener) -> MemoryStore:
 @pytest.fixture
 def vectors() -> Unreliable:
     return Unreliable()
+
+
+@pytest.fixture(params=chosen(awaited=False, durable=True), ids=lambda place: place.name)
+def durable(request: pytest.FixtureRequest) -> Place:
+    """Each storage that can be opened again, through its sync door."""
+    place: Place = request.param
+    return place
+
+
+@pytest.fixture
+def graphs_memory(durable: Place, tmp_path: Path, vectors: Unreliable) -> Iterator[MemoryStore]:
+    """A store for the nodes of graphs, with vectors."""
+    with durable.open(tmp_path, [hook_over(vectors, grace=0.0, late=0.0)]) as memory:
+        register(memory)
+        yield memory
+    assert not STAGES._by_thread, "nothing stays on a stage"
 
 
 @pytest.fixture(scope="session")

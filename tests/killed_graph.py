@@ -1,30 +1,37 @@
-"""A graph whose model never says the same twice, killed at random moments and resumed until it finishes."""
+"""A graph whose model never says the same twice, killed at random moments and resumed until it finishes.
+
+What it says it commits to memory and puts into its state. Each process that goes on looks first, before anything is
+recovered: search shows the live facts. In the end the live facts are what the final state says, and after a repair
+the vector store holds their vectors and no others.
+"""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import operator
-import os
 import random
 import sqlite3
-import traceback
-import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from langchain_core.runnables import RunnableConfig
+from langchain_chroma import Chroma
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import RetryPolicy, Send
+from langgraph.types import Send
 
-from memstate_langgraph import Fact, MemoryStore, MemStateCheckpointer, SQLiteStorage
-from tests.faults import FaultyStorage, Points, kill
+from memstate_langgraph import MemoryStore, MemStateCheckpointer
+from tests.children import in_child
+from tests.faults import FaultyHook, FaultyStorage, Points, kill
+from tests.graphs import AGAIN, CONFIG, Durability, say as remember
+from tests.stores import SQLITE, Place, Words, found, live
 
-Durability = Literal["sync", "async", "exit"]
-CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 ROUNDS = 2
+
+KILLS_EACH = 3
+"""How often a graph is killed before it may finish."""
 
 
 class State(TypedDict, total=False):
@@ -44,11 +51,28 @@ def theirs(folder: Path, memory: MemoryStore) -> BaseCheckpointSaver[Any]:
     return SqliteSaver(sqlite3.connect(folder / "checkpoints.db", check_same_thread=False))
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Under which circumstances the graph runs."""
+
+    durability: Durability
+    place: Place = SQLITE
+    saver: Make = ours
+    vectors: bool = False
+    awaited: bool = False
+
+    def open(self, folder: Path, points: Points) -> MemoryStore:
+        storage: Any = FaultyStorage(self.place.storage(folder), points)
+        if not self.vectors:
+            return MemoryStore(storage)
+        vectors = Chroma("notes", Words(), persist_directory=str(folder / "chroma"))
+        hook = FaultyHook(points, vectors, text_field="content", lease=0.0, grace=0.0, late=0.0)
+        return MemoryStore(storage, [hook])
+
+
 def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
     def say(who: str) -> str:
-        content = f"{who} {uuid.uuid4().hex}"
-        memory.commit(Fact(type="note", payload={"content": content}))
-        return content
+        return remember(memory, who)
 
     def node(who: str) -> Any:
         return lambda state: {"said": [say(who), say(who)]}
@@ -78,9 +102,7 @@ def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
     outer.add_node("plan", node("plan"))
     outer.add_node("tool", tool)
     outer.add_node("call", call)
-    outer.add_node(
-        "flaky", flaky, retry_policy=RetryPolicy(initial_interval=0.001, max_attempts=50, retry_on=ValueError)
-    )
+    outer.add_node("flaky", flaky, retry_policy=AGAIN)
     outer.add_edge(START, "plan")
     outer.add_conditional_edges("plan", lambda _: [Send("tool", {"number": i}) for i in range(3)], ["tool"])
     outer.add_edge("tool", "call")
@@ -89,60 +111,92 @@ def graph(memory: MemoryStore, saver: BaseCheckpointSaver[Any]) -> Any:
     return outer.compile(checkpointer=saver)
 
 
-def run(folder: Path, durability: Durability, make: Make, at: int) -> dict[str, Any]:
-    """Begin or go on; be killed at the step of storage numbered `at`, if it comes to that."""
+def run(folder: Path, setting: Setting, at: int) -> dict[str, Any]:
+    """Begin or go on; be killed at the step of storage or vector store numbered `at`, if it comes to that."""
+    random.seed()  # a forked child would repeat its parent's choices
     points = Points(at=at, fault=kill)
-    memory = MemoryStore(FaultyStorage(SQLiteStorage(folder / "state.db", synchronous="OFF"), points))
-    app = graph(memory, make(folder, memory))
+    memory = setting.open(folder, points)
+    problems = agree(memory, "before recovery")
+    app = graph(memory, setting.saver(folder, memory))
     points.armed = True
     before = app.get_state(CONFIG)
-    if not before.created_at:
-        app.invoke({"said": []}, CONFIG, durability=durability)
-    elif before.next:
-        app.invoke(None, CONFIG, durability=durability)
+    given: State | None = None if before.created_at else {"said": []}
+    if before.next or given is not None:
+        if setting.awaited:
+            asyncio.run(app.ainvoke(given, CONFIG, durability=setting.durability))
+        else:
+            app.invoke(given, CONFIG, durability=setting.durability)
     points.armed = False
-    return {
-        "steps": len(points.labels),
-        "said": sorted(app.get_state(CONFIG).values["said"]),
-        "live": sorted(fact.payload["content"] for fact in memory.query("note")),
-    }
+    problems += agree(memory, "at the end")
+    said = sorted(app.get_state(CONFIG).values["said"])
+    remembered = sorted(fact.payload["content"] for fact in memory.query("note"))
+    if strays := sorted(set(remembered) - set(said)):
+        problems.append(f"remembered but not in the history: {strays}")
+    if said != remembered and (lost := sorted(set(said) - set(remembered))):
+        problems.append(f"in the history but not remembered: {lost}")
+    if len(remembered) != len(set(remembered)):
+        problems.append(f"remembered twice: {remembered}")
+    if setting.vectors:
+        repaired = memory.repair()
+        held = len(memory._core.vectors[0].ids() or ())
+        if not repaired.ok or held != len(remembered):
+            problems.append(f"after repair: {held} vectors of {len(remembered)} facts: {repaired}")
+    memory.close()
+    return {"steps": len(points.labels), "problems": problems}
 
 
-def in_child(job: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    """What the job answers in a process of its own, or None if it was killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        random.seed()
-        try:
-            answer = job()
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        with os.fdopen(writer, "w") as pipe:
-            pipe.write(json.dumps(answer))
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    os.waitpid(pid, 0)
-    answered: dict[str, Any] | None = json.loads(text) if text else None
-    return answered
+def agree(memory: MemoryStore, when: str) -> list[str]:
+    """Whether search shows what is live, and nothing else."""
+    if not memory._core.vectors or (hits := found(memory)) == (facts := live(memory)):
+        return []
+    return [f"{when}: search shows {sorted(hits)}, the facts are {sorted(facts)}"]
 
 
-def trial(folder: Path, durability: Durability, make: Make, chance: random.Random, most: int) -> tuple[int, str | None]:
-    """Kill and resume until the graph finishes; how many kills it took, and what is wrong afterwards."""
+def steps(folder: Path, setting: Setting) -> int:
+    """How many steps a graph takes that nobody kills."""
+    folder.mkdir(exist_ok=True)
+    setting.place.storage(folder).close()  # here, so that the server that it may need outlives the children
+    _, told = in_child(lambda: run(folder, setting, 0))
+    assert "error" not in told, told["error"]
+    count: int = told["steps"]
+    return count
+
+
+def trial(folder: Path, setting: Setting, chance: random.Random, most: int) -> tuple[int, list[str]]:
+    """Kill and resume until the graph finishes; how many kills it took, and what is wrong."""
     folder.mkdir()
     kills = 0
     while True:
-        at = chance.randint(1, most) if kills < 3 else 0
-        told = in_child(lambda at=at: run(folder, durability, make, at))  # type: ignore[misc]
-        if told is None:
+        at = chance.randint(1, max(1, most >> kills)) if kills < KILLS_EACH else 0  # there is ever less left to do
+        killed, told = in_child(lambda at=at: run(folder, setting, at))  # type: ignore[misc]
+        if killed == 9:
             kills += 1
-            continue
-        if "error" in told:
-            return kills, told["error"]
-        if told["said"] != told["live"]:
-            twice = sorted(set(told["live"]) - set(told["said"]))
-            missing = sorted(set(told["said"]) - set(told["live"]))
-            return kills, f"remembered but not in the history: {twice}; in the history but not remembered: {missing}"
-        return kills, None
+        elif killed or "error" in told:
+            return kills, [f"ended by signal {killed}" if killed else told["error"]]
+        else:
+            return kills, told["problems"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of graphs that were killed."""
+
+    kills: int
+    graphs: int
+    violations: int
+    problems: list[str]
+
+
+def kill_often(folder: Path, setting: Setting, wanted: int, seed: int) -> Outcome:
+    """Kill one graph after the other until there were so many kills."""
+    chance = random.Random(seed)
+    most = steps(folder / "clean", setting)
+    kills = graphs = violations = 0
+    problems: list[str] = []
+    while kills < wanted:
+        graphs += 1
+        more, wrong = trial(folder / str(graphs), setting, chance, most)
+        kills += more
+        violations += bool(wrong)
+        problems += [f"{setting}, seed {seed}, graph {graphs}, after {more} kills: {problem}" for problem in wrong]
+    return Outcome(kills, graphs, violations, problems)

@@ -1,4 +1,5 @@
-"""Deliberate breakages of the promises, each of which some test must catch: `python -m tests.mutants`.
+"""Deliberate breakages of the promises, each of which some test must catch: `python -m tests.mutants`, or with words
+that a mutant's name, file or tests contain.
 
 A checker that never fails proves nothing. Each mutant is one edit of the package in a copy of the project; the
 tests named beside it run against the copy and must fail there.
@@ -33,34 +34,36 @@ class Mutant:
     new: str
     tests: str
 
-    def apply(self, root: Path) -> None:
-        path = root / "memstate_langgraph" / self.file
-        text = path.read_text(encoding="utf-8")
+    def applied(self, root: Path) -> str:
+        """The text of its file with the breakage in it; raises `Stale`."""
+        text = (root / "memstate_langgraph" / self.file).read_text(encoding="utf-8")
         if text.count(self.old) != 1:
-            raise SystemExit(f"mutant {self.breaks!r}: {self.old!r} occurs {text.count(self.old)} times in {self.file}")
-        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+            raise Stale(f"mutant {self.breaks!r}: {self.old!r} occurs {text.count(self.old)} times in {self.file}")
+        return text.replace(self.old, self.new)
+
+    def apply(self, root: Path) -> None:
+        broken = self.applied(root)
+        (root / "memstate_langgraph" / self.file).write_text(broken, encoding="utf-8")
+
+
+class Stale(Exception):
+    """The package has changed under a mutant: give it the text that now keeps the promise."""
 
 
 HANGS = 180
 """Seconds after which the tests of a mutant are taken to hang. The longest of them need less than a minute."""
 
-CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, REBUILD, ADAPTERS, POSTGRES = (
+(CORE, TRANSACTION, VECTORS, SEARCH, ADAPTERS, REBUILD, INPUT, COSTS, CRASH, CONCURRENCY, SQLITE) = (
     f"tests/test_{name}.py"
     for name in (
-        "crash",
-        "vectors",
-        "concurrency",
-        "core",
-        "bad_input",
-        "sqlite",
-        "costs",
-        "transaction",
-        "search",
-        "rebuild",
-        "adapters",
-        "postgres",
+        *("core", "transaction", "vectors", "search", "adapters", "rebuild", "bad_input", "costs", "crash"),
+        *("concurrency", "sqlite"),
     )
 )
+ONCE, LANDING, PAST, SAVER, MODEL, DELTA = (
+    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "past", "saver", "saver_model", "delta_channels")
+)
+POSTGRES_FAULTS, POSTGRES_COSTS = (f"tests/postgres/test_{name}.py" for name in ("faults", "costs"))
 
 MUTANTS = [
     # the commit protocol
@@ -71,37 +74,37 @@ MUTANTS = [
     Mutant("failed vectors are not given up", "flows.py", "            yield abandon(tuple(made.vector_id for made in prepared.values()), time.time())", "            pass", VECTORS),
     Mutant("expired intents are not reaped", "flows.py", "        yield abandon(None, now)\n", "", CRASH),
     Mutant("no tombstone for a late write", "backends/sql.py", "UPDATE vectors SET state = 'retired', due = ?, late = 1 WHERE", "UPDATE vectors SET state = 'retired', due = ?, late = 0 WHERE", CONCURRENCY),
-    Mutant("a failing upsert is ignored", "flows.py", "                yield from self._give_up(prepared)\n                raise HookError(\n                    f\"vector store", "                continue\n                raise HookError(\n                    f\"vector store", VECTORS),
-    Mutant("texts are not compared again under the lock", "flows.py", "    unprepared = any(key not in prepared or prepared[key].text != text for key, text in texts.items())", "    unprepared = any(key not in prepared for key in texts)", CONCURRENCY),
+    Mutant("a failing upsert is ignored", "flows.py", "                yield from self._give_up(fresh)\n                raise HookError(", "                prepared.update(fresh)\n                continue\n                raise HookError(", VECTORS),
+    Mutant("texts are not compared again under the lock", "flows.py", "any(key not in prepared or prepared[key].text != text for", "any(key not in prepared for", CONCURRENCY),
     Mutant("a veto is ignored", "flows.py", "                raise HookError(f\"a hook refused the change: {error}\") from error", "                pass", CORE),
     Mutant("a fact without text keeps its old vector", "backends/sql.py", "WHERE fact_id = ? AND state = 'live' AND born < ?", "WHERE fact_id = ? AND state = 'live' AND born < ? AND 0", VECTORS),
-    Mutant("replaced vectors have no grace time", "flows.py", "prepared, approved, now + grace, now\n", "prepared, approved, now, now\n", VECTORS),
+    Mutant("replaced vectors have no grace time", "flows.py", "prepared, approved, now + self.grace, now, besides\n", "prepared, approved, now, now, besides\n", VECTORS),
     Mutant("collection takes live vectors", "backends/sql.py", "due <= ? AND state <> 'live' AND state <> 'intended'", "(due <= ? OR due IS NULL) AND state <> 'intended'", CRASH),
     Mutant("a preview is trusted although the log moved on", "flows.py", "(yield from LastSeq()) == previewed.at:", "(yield from LastSeq()) >= 0:", VECTORS),
     # search
-    Mutant("search without a snapshot", "flows.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
+    Mutant("search without a snapshot", "search.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
     Mutant("search shows retired vectors", "backends/sql.py", " AND v.born <= ? AND (v.died IS NULL OR v.died > ?)", " AND v.born <= ? AND ? > 0", VECTORS),
-    Mutant("search does not widen", "flows.py", "                if len(hits) < k or below or", "                if True or below or", VECTORS),
-    Mutant("search trusts the store's filter", "flows.py", "                        and answers(fact, scope)\n", "", VECTORS),
-    Mutant("no score threshold", "flows.py", "                        and (threshold is None or score >= threshold)\n", "", VECTORS),
-    Mutant("a slow search answers from what is gone", "flows.py", "            if hook.grace <= 0 or time.monotonic() - began < hook.grace:", "            if True:", CONCURRENCY),
+    Mutant("search does not widen", "search.py", "            if len(hits) < k or below or", "            if True or below or", VECTORS),
+    Mutant("search trusts the store's filter", "search.py", "                    and answers(fact, scope)\n", "", VECTORS),
+    Mutant("no score threshold", "search.py", "                    and (threshold is None or score >= threshold)\n", "", VECTORS),
+    Mutant("a slow search answers from what is gone", "search.py", "        if hook.grace <= 0 or time.monotonic() - began < hook.grace:", "        if True:", CONCURRENCY),
     Mutant("intents never expire", "flows.py", "            lease = time.time() + hook.lease\n", "            lease = time.time() + 10**9\n", CRASH),
     Mutant("a second collector forgets tombstones", "backends/sql.py", "(state = 'tombstone' AND due <= ?)", "(state = 'tombstone' AND ? > 0)", CONCURRENCY),
     Mutant("verify finds nothing", "care.py", "        return not self.findings", "        return True", VECTORS),
     Mutant("repair embeds nothing", "care.py", "        yield from _embed_missing(hook, found, report)\n", "", VECTORS),
     Mutant("a hanging search is waited for", "run.py", "        return call() if step.timeout is None else within(step.timeout, call)", "        return call()", SEARCH),
     Mutant("an async search that hangs is waited for", "run.py", "asyncio.timeout(step.timeout)", "asyncio.timeout(None)", SEARCH),
-    Mutant("each widening has a deadline of its own", "flows.py", "scope.namespace, deadline=deadline)", "scope.namespace, deadline=time.monotonic() + (hook.timeout or 1e9))", SEARCH),
+    Mutant("each widening has a deadline of its own", "search.py", "scope.namespace, deadline=deadline)", "scope.namespace, deadline=time.monotonic() + (hook.timeout or 1e9))", SEARCH),
     Mutant("threads that a fork did not copy are used", "run.py", "(after_in_child=_idle.clear)", "(after_in_child=_idle.copy)", SEARCH),
     Mutant("two processes share a Chroma folder", "folders.py", "            lock.acquire()\n", "            pass\n", ADAPTERS),
     Mutant("a forked child takes its parent's lock for its own", "folders.py", "lock is not None and lock.is_locked:", "lock is not None:", ADAPTERS),
     Mutant("a store that cannot delete is accepted", "adapters.py", '    ("delete", "adelete"),\n', "", ADAPTERS),
     Mutant("a rebuild takes the old vectors from searches under way", "care.py", "    after = 1 + (yield from LastSeq())", "    after = yield from LastSeq()", REBUILD),
-    Mutant("a rebuild shows what it embedded of facts that changed", "care.py", "is not None and now.version == fact.version\n    ]", "is not None\n    ]", REBUILD),
-    Mutant("a rebuild touches other collections", "care.py", "for _, fact in same), retire_at, index)", "for _, fact in same), retire_at)", REBUILD),
-    Mutant("a rebuild whose lease ended goes on", "care.py", "(yield from Activate(tuple(born))) != len(born)", "(yield from Activate(tuple(born))) < 0", REBUILD),
+    Mutant("a rebuild shows what it embedded of facts that changed", "care.py", "now is not None and now.version == fact.version:", "now is not None:", REBUILD),
+    Mutant("a rebuild touches other collections", "care.py", "for _, entry in born), retire_at, index)", "for _, entry in born), retire_at)", REBUILD),
+    Mutant("a rebuild whose lease ended goes on", "care.py", "(vector_id, entry.seq) for vector_id, entry in born))) != len(born):\n        raise LeaseLost(\"a collection", "(vector_id, entry.seq) for vector_id, entry in born))) < 0:\n        raise LeaseLost(\"a collection", REBUILD),
     Mutant("what is committed while repair looks is taken for lost", "care.py", "    if comparison.missing and held is not None:", "    if False:", REBUILD),
-    Mutant("a fact is shown twice", "flows.py", "by_fact.setdefault(fact.id, ", "by_fact.setdefault(vector_id, ", REBUILD),
+    Mutant("a fact is shown twice", "search.py", "by_fact.setdefault(fact.id, ", "by_fact.setdefault(vector_id, ", REBUILD),
     # singleton and constraints
     Mutant("no unique index", "backends/schema/sqlite.sql", "CREATE UNIQUE INDEX facts_singleton", "CREATE INDEX facts_singleton", SQLITE),
     Mutant("a singleton is inserted again", "plans.py", "        if holder is not None:\n            return holder\n        if change.id_given", "        if change.id_given", CORE),
@@ -112,20 +115,20 @@ MUTANTS = [
     # rollback
     Mutant("rollback clobbers later changes", "plans.py", "        if standing.head != undone.seq:", "        if False:", CORE),
     Mutant("rollback undoes the same step twice", "plans.py", "        self.undone += transactions\n", "", CORE),
-    Mutant("rollback ignores the session", "backends/sql.py", '("", ()) if op.session_id is None else', '("", ()) if True else', CORE),
+    Mutant("rollback ignores the session", "backends/sql.py", "        conditions.append((\"s.session_id = ?\", op.session_id))\n", "        pass\n", CORE),
     Mutant("a rollback counts as a step", "plans.py", "        return any(entry.undoes is None for entry in self.entries)", "        return True", CORE),
-    Mutant("undone changes stand in the way", "plans.py", "            base=standing.head if undoes is None else undoes.base,", "            base=standing.head,", CORE),
-    Mutant("rollback undoes oldest first", "backends/sql.py", "{where} ORDER BY seq DESC LIMIT ?", "{where} ORDER BY seq LIMIT ?", CORE),
+    Mutant("undone changes stand in the way", "plans.py", '                "base": standing.head if undoes is None else undoes.base,', '                "base": standing.head,', CORE),
+    Mutant("rollback undoes oldest first", "backends/sql.py", "{where}ORDER BY s.seq DESC{limit}", "{where}ORDER BY s.seq{limit}", CORE),
     Mutant("versions go back on rollback", "plans.py", "        version = standing.version + 1\n", "        version = standing.version + (1 if undoes is None else 0)\n", CORE),
     Mutant("a rollback is mixed with other changes", "plans.py", "        if self.undone:\n", "        if False:\n", TRANSACTION),
     Mutant("rollback takes a key that another fact holds", "plans.py", "            if holder is not None and holder != before.id:", "            if False:", CORE),
     # transactions
-    Mutant("readers in a transaction hold its facts", "flows.py", "fact.model_copy(deep=True)", "fact", TRANSACTION),
+    Mutant("readers in a transaction hold its facts", "plans.py", "fact and fact.model_copy(deep=True)", "fact", TRANSACTION),
     Mutant("a patch can be changed after the call", "memory.py", "        return copy.deepcopy(dict(payload))", "        return dict(payload)", TRANSACTION),
     Mutant("transactions nest", "flows.py", "        if self.ambient.get() is not None:", "        if False:", TRANSACTION),
     Mutant("a transaction mixes sessions", "plans.py", "        if len(self._sessions) > 1:", "        if False:", CORE),
-    Mutant("a transaction does not see its writes", "flows.py", "        facts += [fact for fact in overlay.values() if fact is not None and answers(fact, query)]\n", "", CORE),
-    Mutant("discarding forgets facts for good", "plans.py", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)\n        return", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by)\n            self.undone.append(self.tx)\n        return", CORE),
+    Mutant("a transaction does not see its writes", "flows.py", "        facts = [*reversed(changed), *facts] if query.newest else facts + changed\n", "", CORE),
+    Mutant("discarding forgets facts for good", "plans.py", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)\n        return", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)\n            self.undone.append(self.tx)\n        return", CORE),
     # input
     Mutant("NUL is stored", "rules.py", '    if "\\x00" in text:', "    if False:", INPUT),
     Mutant("surrogates reach the driver", "rules.py", "    except UnicodeEncodeError as error:\n        raise", "    except UnicodeEncodeError as error:\n        return\n        raise", INPUT),
@@ -136,7 +139,7 @@ MUTANTS = [
     Mutant("no index on what is due", "backends/schema/sqlite.sql", "CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;", "", COSTS),
     Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", COSTS),
     Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value)", "(SELECT count(*) FROM log m WHERE m.fact_id = wanted.value)", COSTS),
-    Mutant("contention is an error", "backends/sqlite.py", "                raise _Contention(str(error)) from error", '                raise StorageError(f"{self.path}: {error}") from error', SQLITE),
+    Mutant("contention is an error", "backends/sqlite.py", "            return _Contention(str(error))", '            return StorageError(f"{self.path}: {error}")', SQLITE),
     Mutant("a cancelled call goes on", "backends/sqlite.py", "                await asyncio.wait([done])\n                done.exception()\n", "                pass\n", CONCURRENCY),
     Mutant("the log may be changed", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
     Mutant("the log may be deleted", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE),
@@ -144,10 +147,76 @@ MUTANTS = [
     Mutant("an error commits", "backends/sqlite.py", '                    if connection.in_transaction:\n                        connection.execute("ROLLBACK")\n                    raise\n            finally', '                    if connection.in_transaction:\n                        connection.execute("COMMIT")\n                    raise\n            finally', VECTORS),
     Mutant("no commit", "backends/sqlite.py", '                    connection.execute("COMMIT")\n                except BaseException', '                    connection.execute("ROLLBACK")\n                except BaseException', CORE),
     Mutant("facts are not written", "backends/sql.py", "    rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]", "    rows: list[Row] = []", CORE),
-    Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES),
+    Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES_COSTS),
     Mutant("PostgreSQL reads facts without the lock", "backends/postgres_engine.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
-    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES),
+    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES_FAULTS),
+    Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES_FAULTS),
     Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
+    # what a task wrote
+    Mutant("a task's writes are seen before its result", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = None\n        yield from ()\n", ONCE),
+    Mutant("immediate is ignored", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = yield from self._stage()\n", ONCE),
+    Mutant("writes are staged under any checkpointer", "flows.py", "        return task if task is not None and getattr(task.checkpointer, \"identity\", None) == self.identity else None", "        return task", ONCE),
+    Mutant("what landed lands again", "flows.py", "        if stage.tried:  # ", "        if False:  # ", LANDING),
+    Mutant("what landed stays on its stage", "flows.py", "        STAGES.close(self.identity, stage)\n        yield from self._tidy()", "        yield from self._tidy()", ONCE),
+    Mutant("a failed task keeps what it wrote", "saver.py", "        if landing.failed(channels):", "        if False:", ONCE),
+    Mutant("an interrupted task keeps what it wrote", "landing.py", "_ENDS_ATTEMPT = frozenset({ERROR, INTERRUPT})", "_ENDS_ATTEMPT = frozenset({ERROR})", ONCE),
+    Mutant("an attempt goes on from the one that failed", "staging.py", "stage.task.run is task.run and stage.task.attempt == task.attempt:\n                    return", "stage.task.run is task.run:\n                    return", ONCE),
+    Mutant("an attempt sees the one that failed", "staging.py", "self.task.run is not task.run or (self.task.levels == task.levels and self.task.attempt != task.attempt)", "self.task.run is not task.run", ONCE),
+    Mutant("a failed attempt leaves its vectors", "flows.py", "            yield from self._give_up(old.prepared)\n", "            yield from ()\n", ONCE),
+    Mutant("a dropped stage leaves its vectors", "flows.py", "        STAGES.close(self.identity, stage)\n        yield from self._give_up(stage.prepared)", "        STAGES.close(self.identity, stage)\n        yield from ()", ONCE),
+    Mutant("a run sees what a broken-off one left", "staging.py", "self.task.run is not task.run or (self", "(self", ONCE),
+    Mutant("neighbours see each other", "staging.py", "                return False  # a neighbour in the same step", "                return True", LANDING),
+    Mutant("a later step does not see an earlier one", "staging.py", "                return ours.checkpoint_id < theirs.checkpoint_id", "                return False", ONCE),
+    Mutant("a result with an error beside it is none", "landing.py", "    return any(channel not in WRITES_IDX_MAP for channel in channels)", "    return not {ERROR, INTERRUPT} & {*channels} and any(channel not in WRITES_IDX_MAP for channel in channels)", LANDING),
+    Mutant("a run stores what concerns another", "landing.py", "    return run is None or stage.task.run is run", "    return True", LANDING),
+    Mutant("what waits is looked for before its turn", "landing.py", "        result = yield from start()\n", "        early = concerned(identity, event)\n        result = yield from start()\n        yield from land([stage for stage in early if stage not in landed])\n        return result\n", LANDING),
+    Mutant("a refused landing stays on its stage", "landing.py", "                yield from missing.stage.owner.prepare_again(missing.stage)\n", "                landing.clear()\n                yield from missing.stage.owner.prepare_again(missing.stage)\n", LANDING),
+    Mutant("a result lands before its checkpoint", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if True:\n            yield from ()", LANDING),
+    Mutant("only the innermost checkpoint counts", "landing.py", "        if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):", "        if (yield from _stored(stage.places()[at : at + 1])):", LANDING),
+    Mutant("what waits for its checkpoint is forgotten", "landing.py", "        stage.proof = at, Proof(self.place, self.task_id)\n", "", LANDING),
+    Mutant("what waited lands without its result", "landing.py", "(yield from _stored(places)) and (yield from _holds(proof))", "(yield from _stored(places))", LANDING),
+    Mutant("a checkpoint comes before what it is made of", "landing.py", "        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])\n", "", ONCE),
+    Mutant("what a task did precedes the checkpoint that it ran on", "landing.py", "return self._level(stage) is not None and self.place not in stage.places()", "return self._level(stage) is not None", ONCE),
+    Mutant("a run that ends in a failure lands the failed step", "landing.py", "        if stage.closed or (rests_on == self.place.checkpoint_id and stage.proof is None):", "        if False:", ONCE),
+    Mutant("a checkpoint lands what another run left", "landing.py", "stage.task.levels if stage.task.run is self.run else ()", "stage.task.levels", ONCE),
+    Mutant("a slow task is robbed", "flows.py", "            stage.prepared.clear()\n            raise Unprepared(stage) from None", "            raise", ONCE),
+    Mutant("what cannot land stays", "landing.py", "        for stage in landing:  # ", "        for stage in ():  # ", ONCE),
+    Mutant("two threads of a task overwrite each other", "staging.py", "            if len(self.units) != known:", "            if False:", LANDING),
+    Mutant("it lands as it was first decided", "flows.py", "            if i == 0 and not unit.draft.rests_on_others and (yield from LastSeq()) == unit.draft.at:", "            if i == 0 and (yield from LastSeq()) >= 0:", ONCE),
+    Mutant("it lands with the texts of before", "flows.py", "        if lacking(texts, stage.prepared):\n            raise Unprepared(stage)\n", "", LANDING),
+    Mutant("it lands without the veto's consent", "flows.py", "            if unit.approved is not None and unit.approved != gist(draft):", "            if False:", LANDING),
+    Mutant("a task's search does not find what it wrote", "search.py", "if fact.id not in ours} | prepared", "if fact.id not in ours}", ONCE),
+    Mutant("a rollback in a task sees only what is stored", "flows.py", "            if units and any(isinstance", "            if False and any(isinstance", ONCE),
+    Mutant("a caller's failure takes its @task's result", "landing.py", "            called = level is not own and level.checkpoint_id == own.checkpoint_id", "            called = False", ONCE),
+    # undoing by cause
+    Mutant("revert takes what has other causes", "backends/sql.py", "= [(f\"l.{name} = ?\", value) for name, value in op.causes]", "= []", PAST),
+    Mutant("revert takes what came before", "backends/sql.py", "        conditions.append((\"s.seq > ?\", op.after))\n", "        pass\n", PAST),
+    Mutant("a rewind undoes what came before its checkpoint", "backends/sql.py", "        conditions.append((\"l.checkpoint_id >= ?\", op.ran_on))\n", "        pass\n", PAST),
+    Mutant("a rewind is two transactions", "flows.py", "        draft, _ = yield from self.write([rollback], besides)\n", "        draft, _ = yield from self.write([rollback])\n        yield writes(besides)()\n", PAST),
+    # checkpoints
+    Mutant("chunks are not verified", "chunks.py", "            if row.cipher is None and hashlib", "            if False and hashlib", SAVER),
+    Mutant("a missing chunk is taken for nothing", "chunks.py", "            raise Damaged(f\"chunk {piece.chunk.hex()} is missing\")", "            continue", SAVER),
+    Mutant("the end of a piece is taken from its start", "chunks.py", "piece._replace(start=piece.start + piece.size - tail, size=tail)", "piece._replace(size=tail)", f"{SAVER} {MODEL}"),
+    Mutant("small pieces pile up", "chunks.py", "    if len(spans) < RUN:", "    if True:", f"{SAVER} {MODEL}"),
+    Mutant("encrypted chunks are named by content", "chunks.py", "        if self._cipher is not None:\n            return lambda _", "        if False:\n            return lambda _", SAVER),
+    Mutant("a reader trusts its memory of a channel", "checkpoints.py", "known is not None and known.version == row.key.version and known.value.packed == row.pieces", "known is not None", f"{SAVER} {MODEL}"),
+    Mutant("a writer trusts its memory of a channel", "checkpoints.py", "        if found.spot in held and held[found.spot].pieces == found.value.packed\n", "", f"{SAVER} {MODEL}"),
+    Mutant("a deleted thread takes the chunks of its copy", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from DropChunks(pool, tuple((yield from PoolChunks(pool))))", SAVER),
+    Mutant("a deleted thread leaves its chunks", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)", f"{SAVER} {MODEL}"),
+    Mutant("collection takes the chunks of pending writes", "backends/sql_checkpoints.py", "    for table in (\"channel_values\", \"writes\"):\n        rows", "    for table in (\"channel_values\",):\n        rows", f"{SAVER} {MODEL}"),
+    Mutant("a copy has a pool of its own", "checkpoints.py", "    yield from JoinPool(target, pool)", "    yield from JoinPool(target, new_pool())", SAVER),
+    Mutant("a copy lacks the pending writes", "backends/sql_checkpoints.py", "((\"checkpoints\", _CHECKPOINT), (\"writes\", _WRITE), (", "((\"checkpoints\", _CHECKPOINT), (", f"{SAVER} {MODEL}"),
+    Mutant("a put stores channels that are not new", "saver.py", "        for channel, version in new_versions.items():", "        for channel, version in {**body[\"channel_versions\"], **new_versions}.items():", f"{SAVER} {MODEL}"),
+    Mutant("pending writes come as they arrived", "checkpoints.py", "    return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))", "    return list(found)", SAVER),
+    Mutant("ordinary writes keep the last", "backends/sql_checkpoints.py", "_SAVE_FIRST_WRITE = _insert_new(\"writes\", _WRITE)", "_SAVE_FIRST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", SAVER),
+    Mutant("special writes keep the first", "backends/sql_checkpoints.py", "_SAVE_LAST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", "_SAVE_LAST_WRITE = _insert_new(\"writes\", _WRITE)", SAVER),
+    Mutant("the latest is the one that came last", "backends/sql_checkpoints.py", "    order = [\"checkpoint_id DESC\"]", "    order = [\"rowid DESC\"]", SAVER),
+    Mutant("before is ignored", "backends/sql_checkpoints.py", "            \"checkpoint_id < ?\": op.before,\n", "", f"{SAVER} {MODEL}"),
+    Mutant("pruning breaks delta channels", "checkpoints.py", "            while wanted and current is not None", "            while False and current is not None", DELTA),
+    Mutant("pruning leaves values behind", "checkpoints.py", "tuple(v.key for v in stored if v.key not in keys)", "()", f"{SAVER} {MODEL}"),
+    Mutant("pruning takes values that are needed", "checkpoints.py", "        used[row.place.checkpoint_ns].update(", "        used[row.place.checkpoint_id].update(", SAVER),
+    Mutant("readers share messages", "pristine.py", "            fields[name] = thawed(value) if value else value.copy()", "            fields[name] = value", f"{SAVER} {MODEL}"),
+    Mutant("an edited message is stored as it was", "pristine.py", "        if fields != self.fields or [*map", "        if [*map", f"{SAVER} {MODEL}"),
 ]  # fmt: skip
 
 
@@ -195,6 +264,10 @@ def run(mutants: Sequence[Mutant], workers: int = 2) -> list[str]:
 
 
 if __name__ == "__main__":
-    chosen = [mutant for mutant in MUTANTS if all(word in mutant.breaks for word in sys.argv[1:])]
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if all(word in f"{mutant.breaks} {mutant.file} {mutant.tests}" for word in sys.argv[1:])
+    ]
     if survivors := run(chosen):
         raise SystemExit(f"{len(survivors)} survived: {', '.join(survivors)}")

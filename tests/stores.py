@@ -67,14 +67,19 @@ PLACES = [
 """Every storage through each of its doors. All tests that hold for any storage take their places from here."""
 
 
-def places(*, awaited: bool | None = None, durable: bool | None = None) -> pytest.MarkDecorator:
-    """The places of one kind, for tests that need the storage itself: as a mark that gives each as `place`."""
-    chosen = [
+def chosen(*, awaited: bool | None = None, durable: bool | None = None) -> list[Place]:
+    """The places of one kind."""
+    return [
         place
         for place in PLACES
         if awaited in (None, place.name.endswith("async")) and durable in (None, place.durable)
     ]
-    return pytest.mark.parametrize("place", chosen, ids=[place.name for place in chosen])
+
+
+def places(*, awaited: bool | None = None, durable: bool | None = None) -> pytest.MarkDecorator:
+    """The places of one kind, for tests that need the storage itself: as a mark that gives each as `place`."""
+    these = chosen(awaited=awaited, durable=durable)
+    return pytest.mark.parametrize("place", these, ids=[place.name for place in these])
 
 
 class _Awaited:

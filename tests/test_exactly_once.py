@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import operator
-import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Any
 
 import pytest
-from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
-from langgraph.types import Command, RetryPolicy, Send, interrupt
+from langgraph.types import Command, Send, interrupt
 
 from memstate_langgraph import (
     AsyncMemoryStore,
     AsyncSQLiteStorage,
     ConflictError,
-    Constraint,
     Fact,
     HookError,
     MemoryStore,
@@ -31,66 +26,14 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from memstate_langgraph.staging import STAGES
-from tests import killed_graph
-from tests.models import Note, Preference, note
-from tests.stores import Unreliable, assert_in_step, hook_over
-
-R = TypeVar("R")
-Durability = Literal["sync", "async", "exit"]
-DURABILITIES: list[Durability] = ["sync", "async", "exit"]
-CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
-
-
-class State(TypedDict, total=False):
-    said: Annotated[list[str], operator.add]
-    seen: Annotated[list[Any], operator.add]
+from tests.graphs import AGAIN, CONFIG, DURABILITIES, Durability, State, contents, line, outside, say, views
+from tests.models import note
+from tests.stores import SQLITE, Place, Unreliable, assert_in_step, hook_over
 
 
 @pytest.fixture
-def vectors() -> Unreliable:
-    return Unreliable()
-
-
-@pytest.fixture
-def memory(tmp_path: Path, vectors: Unreliable) -> Iterator[MemoryStore]:
-    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook_over(vectors, grace=0.0, late=0.0)])
-    memory.register_schema("note", Note)
-    memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
-    with memory:
-        yield memory
-    assert not STAGES._by_thread, "nothing stays on a stage"
-
-
-def outside(call: Callable[[], R]) -> R:
-    """What somebody else sees: the context of a task does not reach a thread that it starts."""
-    answers: list[R] = []
-    thread = threading.Thread(target=lambda: answers.append(call()))
-    thread.start()
-    thread.join()
-    return answers[0]
-
-
-def contents(memory: MemoryStore) -> list[str]:
-    return [fact.payload["content"] for fact in memory.query("note")]
-
-
-def found(memory: MemoryStore) -> list[str]:
-    return sorted(hit.fact.payload["content"] for hit in memory.search("x", limit=None))
-
-
-def views(memory: MemoryStore) -> tuple[list[str], list[str]]:
-    return contents(memory), found(memory)
-
-
-def line(memory: MemoryStore, *nodes: Any, **options: Any) -> Any:
-    """A graph of nodes one after another."""
-    graph = StateGraph(State)
-    before = START
-    for i, node in enumerate(nodes):
-        graph.add_node(f"n{i}", node, **options)
-        graph.add_edge(before, f"n{i}")
-        before = f"n{i}"
-    return graph.compile(checkpointer=MemStateCheckpointer(memory))
+def memory(graphs_memory: MemoryStore) -> MemoryStore:
+    return graphs_memory
 
 
 # --- what is seen, by whom
@@ -108,12 +51,16 @@ def test_a_task_and_what_follows_see_its_writes_and_nobody_else(memory: MemorySt
         memory.delete("b")
         return {"seen": [views(memory)]}
 
-    seen = line(memory, writes, reads).invoke({"seen": []}, CONFIG, durability=durability)["seen"]
+    app = line(memory, writes, reads)
+    seen = app.invoke({"seen": []}, CONFIG, durability=durability)["seen"]
     assert seen[0] == (["second", "changed"], ["changed", "second"])
     assert seen[1] == ([], [])
     assert seen[2] is True
     assert seen[3] == (["changed"], ["changed"])
     assert views(memory) == (["changed"], ["changed"])
+    assert contents(memory, as_of=app.get_state(CONFIG).config) == ["changed"], (
+        "a checkpoint follows what it is made of"
+    )
     assert_in_step(memory)
 
 
@@ -201,7 +148,7 @@ def test_of_several_attempts_only_the_last_counts(memory: MemoryStore, durabilit
             raise ValueError("again")
         return {"said": [content]}
 
-    app = line(memory, writes, retry_policy=RetryPolicy(initial_interval=0.001, retry_on=ValueError))
+    app = line(memory, writes, retry_policy=AGAIN)
     said = app.invoke({}, CONFIG, durability=durability)["said"]
     assert attempts == [[], [], []]
     assert views(memory) == (said, said)
@@ -231,7 +178,9 @@ def test_what_a_broken_off_run_left_is_never_seen_nor_stored(memory: MemoryStore
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_an_interrupted_task_writes_when_it_is_resumed(memory: MemoryStore, durability: Durability) -> None:
+def test_an_interrupted_task_writes_when_it_is_resumed(
+    memory: MemoryStore, vectors: Unreliable, durability: Durability
+) -> None:
     def asks(state: State) -> State:
         memory.commit(Fact(type="note", payload={"content": "before asking"}))
         return {"said": [interrupt("really?")]}
@@ -239,6 +188,9 @@ def test_an_interrupted_task_writes_when_it_is_resumed(memory: MemoryStore, dura
     app = line(memory, lambda state: {"said": [memory.commit(note("earlier", "e"))]}, asks)
     app.invoke({}, CONFIG, durability=durability)
     assert contents(memory) == ["earlier"]
+    assert not STAGES._by_thread
+    memory.repair()
+    assert len(vectors.store) == 1
     app.invoke(Command(resume="yes"), CONFIG, durability=durability)
     assert views(memory) == (["earlier", "before asking"], ["before asking", "earlier"])
 
@@ -323,16 +275,11 @@ def test_a_subgraph_that_fails_keeps_the_steps_that_it_finished(memory: MemorySt
     with pytest.raises(RuntimeError):
         app.invoke({}, CONFIG, durability=durability)
     assert [content.split()[0] for content in contents(memory)] == ["one"]
+    assert contents(memory, as_of=app.get_state(CONFIG).config) == [], "what a step did follows what it ran on"
     broken = False
     said = app.invoke(None, CONFIG, durability=durability)["said"]
     assert [content.split()[0] for content in said] == ["one", "two"]
     assert contents(memory) == said
-
-
-def say(memory: MemoryStore, name: str) -> str:
-    content = f"{name} {uuid.uuid4().hex}"
-    memory.commit(Fact(type="note", payload={"content": content}))
-    return content
 
 
 def test_functions_and_their_tasks_are_transactions_too(memory: MemoryStore) -> None:
@@ -432,14 +379,14 @@ def test_what_is_wrong_is_said_at_once(memory: MemoryStore, vectors: Unreliable)
     assert contents(memory) == said
 
 
-def test_a_slow_task_outlives_its_lease(tmp_path: Path, vectors: Unreliable) -> None:
-    hook = hook_over(vectors, lease=0.0, grace=0.0, late=0.0)
-    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"), [hook])
+def test_a_slow_task_outlives_its_lease(durable: Place, tmp_path: Path, vectors: Unreliable) -> None:
+    memory = durable.open(tmp_path, [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     app = line(memory, lambda state: {"said": [say(memory, "slow")], "seen": [outside(lambda: str(memory.repair()))]})
     said = app.invoke({}, CONFIG)["said"]
     assert [hit.fact.payload["content"] for hit in memory.search("x")] == said
     assert memory.repair().ok
     assert len(vectors.store) == 1
+    memory.close()
 
 
 # --- where it does not apply
@@ -473,6 +420,7 @@ def test_with_another_checkpointer_writes_are_as_outside_a_graph(memory: MemoryS
     other.close()
 
 
+@pytest.mark.parametrize("durable", [SQLITE], ids=[SQLITE.name])
 def test_two_stores_on_one_file_take_part(memory: MemoryStore, tmp_path: Path) -> None:
     """A checkpointer of its own on the same file, as `from_conn_string` makes it."""
 
@@ -513,7 +461,7 @@ async def test_the_same_through_the_async_door(tmp_path: Path, vectors: Unreliab
         return {"seen": [fact.payload["content"] for fact in await memory.query("note")]}
 
     graph = StateGraph(State)
-    graph.add_node("writes", writes, retry_policy=RetryPolicy(initial_interval=0.001, retry_on=ValueError))
+    graph.add_node("writes", writes, retry_policy=AGAIN)
     graph.add_node("reads", reads)
     graph.add_edge(START, "writes")
     graph.add_edge("writes", "reads")
@@ -524,42 +472,3 @@ async def test_the_same_through_the_async_door(tmp_path: Path, vectors: Unreliab
     await memory.repair()
     assert len(vectors.store) == 1
     await memory.close()
-
-
-# --- killed
-
-
-@pytest.mark.parametrize("durability", DURABILITIES)
-def test_a_graph_that_is_killed_and_resumed_remembers_each_step_once(tmp_path: Path, durability: Durability) -> None:
-    kills_at_every_stage(tmp_path, durability, 12)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("durability", DURABILITIES)
-def test_a_graph_that_is_killed_and_resumed_for_long(tmp_path: Path, durability: Durability) -> None:
-    kills_at_every_stage(tmp_path, durability, 110)
-
-
-def kills_at_every_stage(folder: Path, durability: Durability, wanted: int) -> None:
-    seed = random.randrange(10**9)
-    chance = random.Random(seed)
-    clean = killed_graph.in_child(lambda: killed_graph.run(folder, durability, killed_graph.ours, 0))
-    assert clean is not None
-    assert "error" not in clean, clean
-    kills = trials = 0
-    while kills < wanted:
-        trials += 1
-        more, wrong = killed_graph.trial(folder / str(trials), durability, killed_graph.ours, chance, clean["steps"])
-        assert wrong is None, f"seed {seed}, trial {trials}, after {more} kills: {wrong}"
-        kills += more
-
-
-def test_direct_writes_beside_another_saver_fail_this(tmp_path: Path) -> None:
-    """So the test is known to bite."""
-    chance = random.Random(1)
-    for i in range(40):
-        _, wrong = killed_graph.trial(tmp_path / str(i), "async", killed_graph.theirs, chance, 60)
-        if wrong is not None:
-            assert "remembered but not in the history" in wrong
-            return
-    pytest.fail("forty trials, and every memory was right")

@@ -12,7 +12,16 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 
-from memstate_langgraph import Cause, ConflictError, MemoryStore, MemStateCheckpointer, ValidationFailed
+from memstate_langgraph import (
+    Cause,
+    ConflictError,
+    MemoryStore,
+    MemStateCheckpointer,
+    StorageError,
+    ValidationFailed,
+    checkpoints,
+)
+from memstate_langgraph.ops import LastSeq, Plan
 from tests.models import Note, note
 from tests.stores import PLACES, Place, Unreliable, assert_in_step, hook_over, live
 
@@ -21,15 +30,6 @@ CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 
 @pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])
 def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
-    place: Place = request.param
-    memory = place.open(tmp_path, [hook_over(Unreliable(), grace=0.0, late=0.0)])
-    memory.register_schema("note", Note)
-    yield memory
-    memory.close()
-
-
-@pytest.fixture(params=[p for p in PLACES if "async" not in p.name], ids=lambda place: place.name)
-def graphs_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
     place: Place = request.param
     memory = place.open(tmp_path, [hook_over(Unreliable(), grace=0.0, late=0.0)])
     memory.register_schema("note", Note)
@@ -215,6 +215,26 @@ def test_a_rewind_that_would_lose_anothers_change_does_nothing(graphs_memory: Me
     for bad in (CONFIG, {"configurable": {"thread_id": "t", "checkpoint_id": "unknown"}}):
         with pytest.raises(ValidationFailed, match="rewind"):
             app.checkpointer.rewind(bad)
+
+
+def test_a_rewind_that_fails_at_its_end_did_nothing(
+    graphs_memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, app = graphs_memory, chat(graphs_memory)
+    for said in ("one", "two"):
+        app.invoke({"said": [said]}, CONFIG)
+    first, *_ = ends(app)
+    before, log = contents(memory), memory.log()
+
+    def fails(*args: Any) -> Plan[Any]:
+        yield from LastSeq()
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(checkpoints, "rewound", fails)
+    with pytest.raises(StorageError, match="full"):
+        app.checkpointer.rewind(first)
+    assert (contents(memory), memory.log()) == (before, log)
+    assert_in_step(memory)
 
 
 async def test_rewinding_through_the_async_door(tmp_path: Path) -> None:

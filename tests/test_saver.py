@@ -450,12 +450,15 @@ def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> N
     saver.prune(["t"])
     assert len(list(saver.list(config()))) == 1
     assert app.get_state(config()).values == before
+    storage: Any = saver.memory.storage
+    versions = saver.get_tuple(config()).checkpoint["channel_versions"]  # type: ignore[union-attr]
+    held = behind_its_back(storage, "SELECT channel, version FROM channel_values WHERE thread_id = 't'")
+    assert set(held) <= set(versions.items())
     app.invoke({"messages": [HumanMessage("and on")]}, config())
     assert len(app.get_state(config()).values["messages"]) == 26
     saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
     saver.delete_thread("t")
     saver.delete_thread("other")
-    storage: Any = saver.memory.storage
     for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
         assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
 
@@ -469,21 +472,23 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
     assert app.get_state(config("copy")).values == values
 
 
-def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer) -> None:
-    app = chat(saver)
-    app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
-    storage: Any = saver.memory.storage
-    for damage in (
+@pytest.mark.parametrize(
+    "damage",
+    [
         "UPDATE writes SET value = ?",
         "UPDATE chunks SET data = ?, packed = 0",
         "UPDATE chunks SET data = ?, packed = 1",
         "DELETE FROM chunks",
         "UPDATE checkpoints SET body = ?",
-    ):
-        behind_its_back(storage, damage, [bytes(10)] * damage.count("?"))
-        fresh = forgetful(saver)
-        with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
-            list(chat(fresh).get_state_history(config("broken")))
+    ],
+)
+def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer, damage: str) -> None:
+    app = chat(saver)
+    app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
+    storage: Any = saver.memory.storage
+    behind_its_back(storage, damage, [bytes(10_000)] * damage.count("?"))  # long enough for what is read of it
+    with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
+        list(chat(forgetful(saver)).get_state_history(config("broken")))
 
 
 def test_encryption_hides_values_and_still_shares_them(tmp_path: Path) -> None:
@@ -498,6 +503,12 @@ def test_encryption_hides_values_and_still_shares_them(tmp_path: Path) -> None:
         assert len(values["messages"]) == 80
         chunks = saver.memory.storage.engine.writer.execute("SELECT sum(length(data)) FROM chunks").fetchone()[0]  # type: ignore[union-attr]
         assert chunks < 100_000
+        # nor is it seen that two values are the same
+        twice = checkpoint({"a": "x" * 5000, "b": "x" * 5000}, {"a": "1", "b": "1"})
+        saver.put(config("twice"), twice, META, {"a": "1", "b": "1"})
+        ((before,),) = behind_its_back(saver.memory.storage, "SELECT count(*) FROM chunks")
+        saver.delete_thread("twice")
+        assert behind_its_back(saver.memory.storage, "SELECT count(*) FROM chunks") == [(before - 2,)]
     assert b"swordfish" not in path.read_bytes()
     with MemStateCheckpointer.from_conn_string(str(path), serde=serde) as saver:
         assert chat(saver).get_state(config()).values == values

@@ -1,7 +1,8 @@
 """Everything that can go wrong, often: `python -m tests.torture [--minutes 30] [--scale 1.0] [--seed N]`.
 
-Kills at every point of every operation and at random moments, all other faults, histories of four processes,
-mutants. One table at the end; the exit code is 1 if anything is wrong or less was done than asked.
+Kills at every point of every operation and at random moments, all other faults, graphs that are killed and resumed,
+histories of four processes, mutants. One table at the end; the exit code is 1 if anything is wrong or less was done
+than asked.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import math
 import os
 import random
 import shutil
@@ -27,15 +29,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tests import histories, mutants, soak
+from tests import histories, killed_graph, mutants, soak
 from tests.children import warm
 from tests.faults import FAULTS
+from tests.graphs import DURABILITIES
 from tests.matrix import OPERATIONS, Case, Matrix
+from tests.servers import postgres_url
+from tests.stores import chosen
 
 WORKERS = 2
 
 KILLS, OPERATIONS_DONE, HISTORIES = 2_000, 100_000, 200
 """What a run at scale 1 must reach."""
+
+GRAPH_KILLS, DIRECT_KILLS, KILLS_AT_ONCE = 300, 30, 6
+"""Kills of graphs that write to memory: on this package, with direct writes beside LangGraph's saver, in one job."""
 
 OTHER_FAULTS = 800
 """Trials of faults that do not kill, drawn from all of them."""
@@ -53,6 +61,10 @@ class Tally:
     acknowledged: int = 0
     drifts: int = 0
     lost: int = 0
+    graph_kills: int = 0
+    violations: int = 0
+    direct_kills: int = 0
+    direct_violations: int = 0
     histories: int = 0
     anomalies: int = 0
     mutants: int = 0
@@ -106,6 +118,14 @@ def keep_history(seed: int) -> Tally:
         )
 
 
+def kill_graphs(setting: killed_graph.Setting, seed: int) -> Tally:
+    with tempfile.TemporaryDirectory() as folder:
+        done = killed_graph.kill_often(Path(folder), setting, KILLS_AT_ONCE, seed)
+    if setting.saver is killed_graph.theirs:
+        return Tally(direct_kills=done.kills, direct_violations=done.violations)
+    return Tally(graph_kills=done.kills, violations=done.violations, problems=done.problems)
+
+
 def try_mutant(mutant: mutants.Mutant) -> Tally:
     with tempfile.TemporaryDirectory() as folder:
         test, _ = mutants.caught_by(mutant, Path(folder))
@@ -142,6 +162,20 @@ def batches(cases: Sequence[Case], size: int = 10) -> Iterator[Job]:
         yield partial(place_faults, cases[start : start + size])
 
 
+def graphs(scale: float, seed: int) -> Iterator[Job]:
+    """Killed graphs under all circumstances in turn, and some with direct writes, which must go wrong."""
+    ours = [
+        killed_graph.Setting(durability, place, vectors=vectors, awaited=awaited)
+        for vectors, awaited, place, durability in itertools.product(
+            (False, True), (False, True), chosen(awaited=False, durable=True), DURABILITIES
+        )
+    ]
+    theirs = [killed_graph.Setting(durability, saver=killed_graph.theirs) for durability in DURABILITIES]
+    for settings, kills in ((ours, GRAPH_KILLS), (theirs, DIRECT_KILLS)):
+        for i in range(math.ceil(kills * scale / KILLS_AT_ONCE)):
+            yield partial(kill_graphs, settings[i % len(settings)], seed * 10_000 + i)
+
+
 def planned(scale: float, seed: int) -> dict[str, list[Job]]:
     dice = random.Random(seed)
     kills = all_cases("kill")
@@ -151,6 +185,7 @@ def planned(scale: float, seed: int) -> dict[str, list[Job]]:
     return {
         "histories": [partial(keep_history, seed * 10_000 + i) for i in range(max(1, round(HISTORIES * scale)))],
         "kills at every point": list(batches(list(itertools.chain(*rounds))[: round(KILLS * scale)])),
+        "killed graphs": list(graphs(scale, seed)),
         "other faults": list(batches(dice.sample(others, min(len(others), round(OTHER_FAULTS * scale))))),
         "mutants": [partial(try_mutant, mutant) for mutant in chosen],
     }
@@ -220,6 +255,10 @@ def report(tally: Tally, scale: float, seconds: float, seed: int, console: Conso
     at_least("acknowledged operations", tally.acknowledged, OPERATIONS_DONE)
     none("drifts", tally.drifts)
     none("lost acknowledgements", tally.lost)
+    at_least("kills of graphs", tally.graph_kills, GRAPH_KILLS)
+    none("remembered wrongly", tally.violations)
+    at_least("kills of graphs, direct writes", tally.direct_kills, DIRECT_KILLS)
+    at_least("remembered wrongly, direct writes", tally.direct_violations, 1)
     at_least("concurrent histories", tally.histories, HISTORIES)
     none("anomalies", tally.anomalies)
     rows.append(("mutants caught", tally.caught, f"all of {tally.mutants}", tally.caught == tally.mutants > 0))
@@ -244,6 +283,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = tempfile.mkdtemp()
     try:
         warm()
+        postgres_url()  # its server must outlive the workers
         global MATRIX
         MATRIX = Matrix(Path(folder))
         tally = run(options.minutes, options.scale, options.seed, console)

@@ -346,6 +346,10 @@ class PostgresEngine:
             # After a failover our connections may lead to what is a standby now; a new one finds the primary.
             wire.pgconn.finish()
             raise _Again(StorageError(f"{self.where}: the server is read-only: {said(error)}")) from error
+        if state == "26000":
+            # What a failed pipeline was to prepare, the driver takes for prepared; a new connection knows nothing.
+            wire.pgconn.finish()
+            raise _Again(busy(self.where, error)) from error
         if is_lost(error, wire):
             raise _Again(
                 StorageError(f"{self.where}: the connection was lost: {said(error)}; nothing was written")

@@ -1,0 +1,195 @@
+"""PostgreSQL: what statements cost, and space that is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.types import Command
+from psycopg_pool import AsyncConnectionPool
+
+from memstate_langgraph import (
+    AsyncMemoryStore,
+    AsyncPostgresStorage,
+    MemoryStore,
+    MemStateCheckpointer,
+    StorageBusy,
+    ValidationFailed,
+)
+from memstate_langgraph.backends.postgres_engine import Exchange
+from tests.models import note, preference
+from tests.postgres.helpers import ask, commits, open_store, spy
+from tests.servers import behind_its_back, schema_of
+from tests.stores import Unreliable, hook_over
+
+
+def nodes(plan: dict[str, Any], limited: bool = False) -> Iterator[tuple[dict[str, Any], bool]]:
+    limited = limited or plan["Node Type"] == "Limit"
+    yield plan, limited
+    for child in plan.get("Plans", ()):
+        yield from nodes(child, limited)
+
+
+def test_statements_find_rows_through_indexes(
+    memory: MemoryStore, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory.commit_many([note(f"n{i}", id=f"n{i}") for i in range(2000)], session_id="s")
+    memory.commit_many([preference(f"t{i}", "x") for i in range(500)], session_id="s")
+    memory.close()
+    memory = open_store(url, tmp_path, hook_over(Unreliable()))
+    asked: dict[str, Any] = {}
+
+    def around(storage: Any, step: Exchange, go: Any) -> Any:
+        for statement in step.statements:
+            rows = getattr(statement, "rows", None) or [getattr(statement, "parameters", ())]
+            asked[statement.text] = rows[0]
+        return go()
+
+    spy(memory, monkeypatch, around)
+    memory.commit(note("x"), session_id="s", idempotency_key="k")
+    memory.commit(preference("t3", "y"), session_id="s")
+    memory.update("n5", {"content": "z"})
+    memory.get("n5")
+    memory.history("n5")
+    memory.log(session_id="s", limit=3)
+    memory.query("note", session_id="s", limit=3)
+    memory.query(filters={"id": "n7"})
+    memory.search("x", limit=3)
+    memory.rollback(1, session_id="s")
+    memory.rollback(1)
+    saver = MemStateCheckpointer(memory=memory)
+    ask(saver, "t", "hello")
+    ask(saver, "t", Command(resume="yes"))
+    fresh = MemStateCheckpointer(memory=memory)
+    assert fresh.get_tuple({"configurable": {"thread_id": "t"}}) is not None
+    thread: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    newest, *_ = fresh.list(thread, limit=3)
+    fresh.get_delta_channel_history(config=newest.config, channels=["messages"])
+    fresh.copy_thread("t", "u")
+    fresh.prune(["t"], strategy="keep_latest")
+    fresh.delete_thread("u")
+    monkeypatch.undo()
+    engine = memory.storage.engine  # type: ignore[attr-defined]
+    explained = 0
+    with psycopg.connect(url, autocommit=True) as wire:
+        wire.execute("SET enable_seqscan = off")
+        for text, parameters in asked.items():
+            if text.split()[0] not in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE") or "pg_" in text:
+                continue
+            explained += 1
+            found = wire.execute("EXPLAIN (FORMAT JSON) " + engine.text(text), parameters or None).fetchone()
+            assert found is not None
+            for node, limited in nodes(found[0][0]["Plan"]):
+                said = f"{text}\n{json.dumps(node, indent=1)[:800]}"
+                assert node["Node Type"] != "Seq Scan", said
+                if "Index" in node["Node Type"] and "max(seq)" not in text:
+                    assert "Index Cond" in node or (limited and "Filter" not in node), said
+                # what picks the rows out of many must be in the index, not tried on each row
+                late = re.search(r"\b(session_id|namespace|singleton|thread_id|fact_id|tx)\b", node.get("Filter", ""))
+                assert late is None, said
+    assert explained > 30
+    memory.close()
+
+
+@pytest.mark.parametrize("door", ["sync", "async", "async, with a pool of its own"])
+def test_space_is_given_back_on_request(url: str, tmp_path: Path, memory: MemoryStore, door: str) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def taken() -> int:
+        text = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = ?::regnamespace"
+        return int(behind_its_back(memory.storage, f"{text} AND relkind = 'r'", [schema_of(tmp_path)])[0][0])
+
+    async def with_pool() -> int:
+        async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False) as pool:
+            return await AsyncPostgresStorage(pool, schema=schema_of(tmp_path)).vacuum(told_to)
+
+    def told_to(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
+    doors: dict[str, Callable[[], int]] = {
+        "sync": lambda: memory.vacuum(told_to),
+        "async": lambda: asyncio.run(AsyncMemoryStore(memory.storage.aio()).vacuum(told_to)),
+        "async, with a pool of its own": lambda: asyncio.run(with_pool()),
+    }
+    behind_its_back(memory.storage, "ALTER TABLE " + schema_of(tmp_path) + ".chunks SET (autovacuum_enabled = off)")
+    saver = MemStateCheckpointer(memory)
+    at: Any = {"configurable": {"thread_id": "long", "checkpoint_ns": ""}}
+    made = empty_checkpoint()
+    made["channel_values"]["a"] = os.urandom(4_000_000)
+    made["channel_versions"]["a"] = "1"
+    saver.put(at, made, {}, {"a": "1"})
+    full = taken()
+    assert full > 4_000_000
+    saver.delete_thread("long")
+    given, patience = doors[door](), time.monotonic() + 20
+    while taken() > full - 3_900_000:  # as long as a transaction somewhere in the database may still see it
+        assert time.monotonic() < patience
+        given += doors[door]()
+    assert given > 3_900_000
+    stages = [(done, total) for stage, done, total in told if stage == "giving space back"]
+    assert stages[: stages[0][1]] == [(i, stages[0][1]) for i in range(1, stages[0][1] + 1)]
+    with pytest.raises(ValidationFailed, match="progress"):
+        memory.vacuum(1)  # type: ignore[arg-type]
+
+
+def test_a_vacuum_that_is_in_the_way_of_another_says_so(
+    url: str, tmp_path: Path, admin: psycopg.Connection[Any]
+) -> None:
+    with open_store(url, tmp_path, busy_timeout=0.3) as memory, admin.transaction():
+        admin.execute(f"LOCK {schema_of(tmp_path)}.facts IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(StorageBusy, match="in the way"):
+            memory.vacuum()
+
+
+def test_bookkeeping_does_not_wait_for_the_disk(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(url, tmp_path, hook_over(Unreliable())) as memory:
+        settings: dict[str, set[str]] = {}
+
+        def around(storage: Any, step: Exchange, go: Any) -> Any:
+            result = go()
+            if not commits(step):
+                text = " ".join(statement.text for statement in step.statements)
+                table = next((table for table in ("log", "vectors") if f"INTO {table}" in text), "")
+                wire: Any = step.wire
+                settings.setdefault(table, set()).add(wire.execute("SHOW synchronous_commit").fetchone()[0])
+            return result
+
+        spy(memory, monkeypatch, around)
+        memory.commit(note("x"))
+        assert settings["vectors"] == {"off"}
+        assert settings["log"] == {"on"}
+
+
+FORGOTTEN = """
+import asyncio, sys
+from memstate_langgraph import AsyncMemoryStore, AsyncPostgresStorage, Fact, MemoryStore, PostgresStorage
+
+async def main():
+    store = AsyncMemoryStore(AsyncPostgresStorage(sys.argv[1], schema=sys.argv[2]))
+    await store.commit(Fact(type="x", payload={}))
+
+asyncio.run(main())
+MemoryStore(PostgresStorage(sys.argv[1], schema=sys.argv[2])).commit(Fact(type="x", payload={}))
+"""
+
+
+def test_a_forgotten_close_neither_hangs_nor_shouts(url: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN, url, schema_of(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,193 @@
+"""PostgreSQL: set-up by many, and connections: pools, forks, privileges."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from memstate_langgraph import (
+    AsyncMemoryStore,
+    AsyncPostgresStorage,
+    ConflictError,
+    Constraint,
+    MemoryStore,
+    MemStateCheckpointer,
+    PostgresStorage,
+    StorageBusy,
+    StorageClosed,
+    StorageError,
+    ValidationFailed,
+)
+from tests.models import Preference, note, preference
+from tests.postgres.helpers import ask, open_store
+from tests.servers import behind_its_back, schema_of
+from tests.stores import Unreliable, assert_in_step, hook_over
+
+
+def start_up(url: str, folder: Path, worker: int, start: Any) -> None:
+    start.wait()
+    with open_store(url, folder) as memory:
+        memory.commit(note(f"by {worker}"))
+
+
+def test_ten_processes_start_at_once(url: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(10)
+    workers = [context.Process(target=start_up, args=(url, tmp_path, i, start)) for i in range(10)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 10
+    with open_store(url, tmp_path) as memory:
+        assert sorted(fact.payload["content"] for fact in memory.query()) == sorted(f"by {i}" for i in range(10))
+
+
+def test_the_log_refuses_to_be_changed(memory: MemoryStore) -> None:
+    memory.commit(note("x"))
+    for statement in ("UPDATE log SET reason = 'x'", "DELETE FROM log", "INSERT INTO log SELECT * FROM log"):
+        with pytest.raises(psycopg.IntegrityError, match=r"append-only|duplicate key"):
+            behind_its_back(memory.storage, statement)
+    schema = memory.storage.engine.schema  # type: ignore[attr-defined]
+    with pytest.raises(psycopg.IntegrityError, match="append-only"):
+        behind_its_back(memory.storage, f"TRUNCATE {schema}.log")
+
+
+def test_prefixes_share_a_schema(url: str, tmp_path: Path) -> None:
+    with open_store(url, tmp_path, prefix="a_") as one, open_store(url, tmp_path, prefix="b_") as other:
+        one.commit(note("in a"))
+        assert [fact.payload["content"] for fact in one.query()] == ["in a"]
+        assert other.query() == []
+        assert other.log() == []
+
+
+@pytest.mark.parametrize("name", ["", "a b", 'x"; DROP TABLE facts; --', "A", "1a", "a" * 31, "ä", None, 1])
+def test_names_are_checked(url: str, name: Any) -> None:
+    with pytest.raises(ValidationFailed, match="schema: must be"):
+        PostgresStorage(url, schema=name)
+    if name != "":
+        with pytest.raises(ValidationFailed, match="prefix: must be"):
+            PostgresStorage(url, prefix=name)
+
+
+def test_foreign_and_newer_schemas_are_refused(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
+    schema = schema_of(tmp_path)
+    admin.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.facts (theirs INTEGER)")
+    with pytest.raises(StorageError, match="did not make"):
+        PostgresStorage(url, schema=schema)
+    with open_store(url, tmp_path, prefix="ours_"):
+        pass
+    admin.execute(f"UPDATE {schema}.ours_memstate SET version = 99")
+    with pytest.raises(StorageError, match="99"):
+        PostgresStorage(url, schema=schema, prefix="ours_")
+
+
+def test_a_server_that_is_not_there() -> None:
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="cannot connect") as raised:
+        PostgresStorage("postgresql://me:secret@127.0.0.1:1/nothing")
+    assert "secret" not in str(raised.value)
+    assert time.monotonic() - began < 5
+    for wrong in ("postgresql://[", "not a url at all", 5, None):
+        with pytest.raises(ValidationFailed, match="url"):
+            PostgresStorage(wrong)  # type: ignore[arg-type]
+
+
+def test_few_privileges_are_enough_after_set_up(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
+    schema = schema_of(tmp_path)
+    role = f"worker_{schema}"
+    admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    theirs = psycopg.conninfo.make_conninfo(url, user=role, password="x")
+    with pytest.raises(StorageError, match="may not make them"):
+        open_store(theirs, tmp_path)
+    open_store(url, tmp_path).close()
+    admin.execute(
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}; "
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+        f"REVOKE UPDATE, DELETE ON {schema}.log FROM {role}"
+    )
+    with open_store(theirs, tmp_path, hook_over(Unreliable())) as memory:
+        memory.commit(preference("food", "fish"))
+        memory.commit(preference("food", "rice"))
+        memory.rollback(1)
+        saver = MemStateCheckpointer(memory=memory)
+        ask(saver, "t", "hello")
+        saver.delete_thread("t")
+        assert_in_step(memory)
+        assert memory.vacuum() == 0, "whose tables these are not may not vacuum them, and is not bothered with it"
+
+
+# --- pools
+
+
+def test_a_pool_is_used_as_it_is_and_left_as_it_was(url: str, tmp_path: Path) -> None:
+    with ConnectionPool(url, kwargs={"row_factory": dict_row}, min_size=1, max_size=2, open=True) as pool:
+        with open_store(pool, tmp_path) as memory:
+            fact_id = memory.commit(note("x"))
+            assert memory.get(fact_id).payload["content"] == "x"  # type: ignore[union-attr]
+        with pytest.raises(StorageClosed):
+            memory.query()
+        wire: Any
+        with pool.connection() as wire:
+            assert wire.autocommit is False
+            assert wire.execute("SHOW enable_seqscan").fetchone() == {"enable_seqscan": "on"}
+            assert wire.execute("SELECT 1 AS one").fetchone() == {"one": 1}
+
+
+async def test_an_async_pool_is_used_in_its_loop(url: str, tmp_path: Path) -> None:
+    async with AsyncConnectionPool(url, min_size=1, max_size=2, open=False) as pool:
+        storage = AsyncPostgresStorage(pool, schema=schema_of(tmp_path))
+        memory = AsyncMemoryStore(storage)
+        memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
+        await asyncio.gather(*(memory.commit(preference("food", f"by {i}")) for i in range(20)))
+        (fact,) = await memory.query()
+        assert fact.version == 20
+        assert storage._server._pool is None, "no other connections were opened"
+        with pytest.raises(ConflictError):
+            await memory.update(fact.id, {"content": "x"}, expected_version=1)
+        call = asyncio.ensure_future(memory.commit(preference("food", "cancelled")))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert (await memory.get(fact.id)).version in (20, 21)  # type: ignore[union-attr]
+        assert (await memory.verify()).ok
+        await memory.close()
+        async with pool.connection() as wire:
+            assert wire.autocommit is False
+
+
+def test_a_forked_process_makes_connections_of_its_own(memory: MemoryStore) -> None:
+    memory.commit(note("by the parent"))
+
+    def write() -> None:
+        for i in range(20):
+            memory.commit(note(f"by a child {i}"))
+        memory.close()
+
+    children = [multiprocessing.get_context("fork").Process(target=write) for _ in range(3)]
+    for child in children:
+        child.start()
+    for i in range(20):
+        memory.commit(note(f"by the parent {i}"))
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 3
+    assert len(memory.query()) == len(memory.log()) == 81
+
+
+def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path: Path) -> None:
+    with open_store(url, tmp_path, pool_size=1, busy_timeout=0.3) as memory:
+        pool = memory.storage._server.pool()  # type: ignore[attr-defined]
+        with pool.connection(), pytest.raises(StorageBusy, match="all connections"):
+            memory.commit(note("x"))
+        memory.commit(note("x"))
+        assert len(memory.log()) == 1

@@ -1,0 +1,365 @@
+"""What a task wrote lands once and whole, in whatever order its result and the checkpoints under it are stored."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from langgraph.graph import START, StateGraph
+from langgraph.types import Send
+
+from memstate_langgraph import ConflictError, Fact, HookError, MemoryStore, MemStateCheckpointer, StorageError
+from memstate_langgraph.landing import Event, Result, concerned
+from memstate_langgraph.ops import Plan, Work
+from memstate_langgraph.run import Flow, perform
+from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, outside, say
+from tests.models import note
+from tests.stores import Unreliable, assert_in_step
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def memory(graphs_memory: MemoryStore) -> MemoryStore:
+    return graphs_memory
+
+
+class Ordered(MemStateCheckpointer):
+    """A checkpointer whose calls wait for each other as a test wants it.
+
+    `before` and `after` are called around each with its name: `result` for that of a task that has written to memory,
+    else `outer 1`, `outer 2`, `inner 1` for the checkpoints of the outermost graph and those in it as they come.
+    """
+
+    def __init__(self, memory: MemoryStore) -> None:
+        super().__init__(memory)
+        self._counts: Counter[str] = Counter()
+        self.before: Callable[[str], object] = lambda _: None
+        self.after: Callable[[str], object] = lambda _: None
+        self.inside: Callable[[str], object] = lambda _: None
+        """Called in the transaction, before it has asked anything."""
+        self.at_the_end: Callable[[str], object] = lambda _: None
+
+    def _name(self, event: Event) -> str:
+        if isinstance(event, Result):
+            return "result" if concerned(self.identity, event) else "a result"
+        graph = "inner" if event.place.checkpoint_ns else "outer"
+        self._counts[graph] += 1
+        return f"{graph} {self._counts[graph]}"
+
+    def _landing(self, start: Callable[[], Plan[Any]], event: Event) -> Flow[Any]:
+        name = self._name(event)
+        self.before(name)
+
+        def plan() -> Plan[Any]:
+            self.inside(name)
+            result = yield from start()
+            self.at_the_end(name)
+            return result
+
+        result = yield from super()._landing(plan, event)
+        self.after(name)
+        return result
+
+
+def happened(events: dict[str, threading.Event], name: str) -> None:
+    assert events[name].wait(PATIENCE), f"{name} never came"
+
+
+def signals(*names: str) -> dict[str, threading.Event]:
+    return {name: threading.Event() for name in names}
+
+
+def test_a_result_waits_for_the_checkpoint_that_it_rests_on(memory: MemoryStore) -> None:
+    saver, done, seen = Ordered(memory), signals("result"), {}
+
+    def after(name: str) -> None:
+        seen[name] = outside(lambda: contents(memory))
+        if name in done:
+            done[name].set()
+
+    saver.before = lambda name: happened(done, "result") if name == "outer 2" else None
+    saver.after = after
+    app = line(memory, lambda state: {"said": [say(memory, "late")]}, saver=saver)
+    said = app.invoke({}, CONFIG, durability="async")["said"]
+    assert seen["result"] == []
+    assert seen["outer 2"] == said
+    assert contents(memory) == said
+    ran_on = list(app.get_state_history(CONFIG))[1]
+    assert contents(memory, as_of=ran_on.config) == [], "what a step did follows what it ran on"
+    assert_in_step(memory)
+
+
+def test_a_result_waits_for_the_checkpoints_of_the_graphs_around_it(memory: MemoryStore) -> None:
+    saver, done, seen = Ordered(memory), signals("result", "inner 2"), {}
+
+    def before(name: str) -> None:
+        if name == "outer 2":
+            for each in done:
+                happened(done, each)
+            seen["inside"] = outside(lambda: contents(memory))
+
+    def after(name: str) -> None:
+        if name in done:
+            done[name].set()
+        if name == "outer 2":
+            seen["outside"] = outside(lambda: contents(memory))
+
+    saver.before, saver.after = before, after
+    inner = line(memory, lambda state: {"said": [say(memory, "inner")]}, saver=None)
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.builder.compile())
+    graph.add_edge(START, "sub")
+    said = graph.compile(checkpointer=saver).invoke({}, CONFIG, durability="async")["said"]
+    assert seen == {"inside": [], "outside": said}
+    assert contents(memory) == said
+
+
+def test_a_result_that_could_not_be_stored_lands_nothing(memory: MemoryStore) -> None:
+    saver, done, seen = Ordered(memory), signals("result"), {}
+
+    def fails(name: str) -> None:
+        if name == "result":
+            done["result"].set()
+            raise StorageError("the disk is full")
+
+    def after(name: str) -> None:
+        seen[name] = outside(lambda: contents(memory))
+
+    saver.before = lambda name: happened(done, "result") if name == "outer 2" else None
+    saver.at_the_end, saver.after = fails, after
+    app = line(memory, lambda state: {"said": [say(memory, "lost")]}, saver=saver)
+    with pytest.raises(StorageError, match="full"):
+        app.invoke({}, CONFIG, durability="async")
+    assert seen["outer 2"] == [], "the checkpoint that it ran on does not contain it"
+    assert contents(memory) == app.get_state(CONFIG).values["said"], "the next one does, if it was stored"
+
+
+def test_a_result_is_seen_by_a_checkpoint_that_began_before_it(memory: MemoryStore) -> None:
+    """Where writers take turns from their first question on only, as on PostgreSQL."""
+    saver, done, came_first, seen = Ordered(memory), signals("result"), [], {}
+
+    def inside(name: str) -> None:
+        if name == "outer 2":
+            came_first.append(done["result"].wait(0.5))
+
+    def after(name: str) -> None:
+        if name == "result":
+            done["result"].set()
+        seen[name] = outside(lambda: contents(memory))
+
+    saver.inside, saver.after = inside, after
+    app = line(memory, lambda state: {"said": [say(memory, "x")]}, saver=saver)
+    said = app.invoke({}, CONFIG, durability="async")["said"]
+    assert contents(memory) == said
+    if came_first[0]:
+        assert seen["outer 2"] == said
+
+
+def test_a_result_and_the_next_checkpoint_land_it_once(memory: MemoryStore) -> None:
+    """Both are on their way: the second one finds what the first one landed still on its stage."""
+    saver = Ordered(memory)
+
+    def writes(state: State) -> State:
+        return {"said": [say(memory, "once")]}
+
+    def during(name: str) -> None:
+        if name == "result":
+            stages = stages_of(memory)
+            for stage in stages:  # what the other one does, before this one has told anybody that it landed
+                perform(landing_again(memory, stage), memory.storage)
+
+    def landing_again(memory: MemoryStore, stage: Any) -> Flow[None]:
+        yield Work(lambda: stage.owner.land(stage), write=True)
+
+    saver.before = during
+    said = line(memory, writes, saver=saver).invoke({}, CONFIG, durability="sync")["said"]
+    assert contents(memory) == said
+    assert len(memory.log()) == 1
+
+
+def stages_of(memory: MemoryStore) -> Sequence[Any]:
+    from memstate_langgraph.staging import STAGES
+
+    return STAGES.of_thread(memory.storage.identity, "t")
+
+
+def test_a_result_with_an_error_beside_it_lands(memory: MemoryStore) -> None:
+    """So LangGraph stores it when a run is cancelled as the task returns; it does not run that task again."""
+
+    class Cancelled(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            beside = [*writes, ("__error__", "cancelled")] if "said" in dict(writes) else writes
+            super().put_writes(config, beside, task_id, task_path)
+
+    app = line(memory, lambda state: {"said": [say(memory, "x")]}, saver=Cancelled(memory))
+    app.invoke({}, CONFIG, durability="sync", interrupt_after=["n0"])
+    assert len(contents(memory)) == 1
+    assert not stages_of(memory)
+
+
+def test_what_a_cancelled_run_still_stores_concerns_only_its_own(memory: MemoryStore) -> None:
+    """The next run may be at the same task by then."""
+    late: list[Callable[[], None]] = []
+
+    class Late(MemStateCheckpointer):
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            def call() -> None:
+                super(Late, self).put_writes(config, writes, task_id, task_path)
+
+            if late or "__error__" not in dict(writes):
+                call()
+            else:
+                late.append(call)
+
+    def writes(state: State) -> State:
+        content = say(memory, "x")
+        if not late:
+            raise RuntimeError("boom")
+        outside(late[0])
+        return {"said": [content]}
+
+    app = line(memory, writes, saver=Late(memory))
+    with pytest.raises(RuntimeError):
+        app.invoke({}, CONFIG, durability="sync")
+    said = app.invoke(None, CONFIG, durability="sync")["said"]
+    assert contents(memory) == said
+
+
+# --- neighbours
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_neighbours_land_side_by_side_and_do_not_see_each_other(memory: MemoryStore, durability: Durability) -> None:
+    all_said = threading.Barrier(4)
+
+    def work(state: Any) -> State:
+        before = contents(memory)
+        content = say(memory, f"{state['number']}")
+        all_said.wait(PATIENCE)
+        seen = contents(memory)
+        all_said.wait(PATIENCE)
+        return {"said": [content], "seen": [seen == [*before, content]]}
+
+    graph = StateGraph(State)
+    graph.add_node("work", work)
+    graph.add_conditional_edges(START, lambda _: [Send("work", {"number": i}) for i in range(4)], ["work"])
+    app = graph.compile(checkpointer=MemStateCheckpointer(memory))
+    for turn in range(1, 4):
+        end = app.invoke({}, CONFIG, durability=durability)
+        assert end["seen"] == [True] * 4 * turn
+        assert sorted(contents(memory)) == sorted(end["said"])
+    assert_in_step(memory)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_failing_neighbour_in_a_subgraph_takes_nothing(memory: MemoryStore, durability: Durability) -> None:
+    broken, done = True, threading.Event()
+
+    def good(state: State) -> State:
+        content = say(memory, "good")
+        done.set()
+        return {"said": [content]}
+
+    def bad(state: State) -> State:
+        content = say(memory, "bad")
+        if broken:
+            done.wait(PATIENCE)
+            raise RuntimeError("boom")
+        return {"said": [content]}
+
+    inner = StateGraph(State)
+    for node in (good, bad):
+        inner.add_node(node.__name__, node)
+        inner.add_edge(START, node.__name__)
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.compile())
+    graph.add_edge(START, "sub")
+    app = graph.compile(checkpointer=MemStateCheckpointer(memory))
+    with pytest.raises(RuntimeError):
+        app.invoke({}, CONFIG, durability=durability)
+    assert [content.split()[0] for content in contents(memory)] in ([], ["good"])
+    broken = False
+    said = app.invoke(None, CONFIG, durability=durability)["said"]
+    assert sorted(contents(memory)) == sorted(said)
+    assert [content.split()[0] for content in sorted(said)] == ["bad", "good"]
+
+
+# --- what is decided again
+
+
+def test_two_threads_of_a_task_see_each_other(memory: MemoryStore) -> None:
+    """As tools do that a node calls side by side."""
+    memory.commit(note("one", "a"))
+    both = threading.Barrier(2)
+
+    def meet(*change: Any) -> None:
+        """Both have decided, and neither has put anything on the stage."""
+        if not met.is_set():
+            both.wait(PATIENCE)
+            met.set()
+
+    met = threading.Event()
+    memory.add_hook(meet)
+    failed: list[str] = []
+
+    def change(content: str) -> None:
+        try:
+            memory.update("a", {"content": content}, expected_version=1)
+        except ConflictError as error:
+            failed.append(str(error))
+
+    def works(state: State) -> State:
+        threads = [threading.Thread(target=copy_context().run, args=(change, text)) for text in ("mine", "yours")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"seen": [list(failed)]}
+
+    (seen,) = line(memory, works).invoke({}, CONFIG)["seen"]
+    assert len(seen) == 1
+    assert "expected version 1" in seen[0]
+    assert contents(memory) in (["mine"], ["yours"])
+
+
+def test_what_another_changed_meanwhile_is_embedded_as_it_lands(memory: MemoryStore, vectors: Unreliable) -> None:
+    memory.commit(note("before", "a"))
+
+    def writes(state: State) -> State:
+        memory.update("a", {"stars": 5})
+        outside(lambda: memory.update("a", {"content": "theirs"}))
+        return {}
+
+    line(memory, writes).invoke({}, CONFIG)
+    fact = memory.get("a")
+    assert fact is not None
+    assert (fact.payload["content"], fact.payload["stars"]) == ("theirs", 5)
+    memory.repair()
+    assert [held["text"] for held in vectors.store.values()] == ["theirs"]
+
+
+def test_a_veto_has_its_say_about_what_lands(memory: MemoryStore) -> None:
+    memory.commit(note("before", "a"))
+
+    def veto(operation: Any, fact_id: str, fact: Fact) -> None:
+        if fact.source == "theirs" and fact.payload["content"] == "mine":
+            raise ValueError("not both")
+
+    memory.add_hook(veto)
+
+    def writes(state: State) -> State:
+        memory.update("a", {"content": "mine"})
+        outside(lambda: memory.commit(note("before", "a", source="theirs")))  # its text stays what was prepared
+        return {}
+
+    with pytest.raises(HookError, match="not both"):
+        line(memory, writes).invoke({}, CONFIG)
+    fact = memory.get("a")
+    assert fact is not None
+    assert (fact.payload["content"], fact.source) == ("before", "theirs")
+    assert_in_step(memory)
