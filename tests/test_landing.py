@@ -13,6 +13,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 
 from memstate_langgraph import ConflictError, Fact, HookError, MemoryStore, MemStateCheckpointer, StorageError
+from memstate_langgraph.checkpoint_ops import Pool
 from memstate_langgraph.landing import Event, Result, concerned
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow, perform
@@ -171,10 +172,14 @@ def test_a_result_and_the_next_checkpoint_land_it_once(memory: MemoryStore) -> N
         if name == "result":
             stages = stages_of(memory)
             for stage in stages:  # what the other one does, before this one has told anybody that it landed
-                perform(landing_again(memory, stage), memory.storage)
+                perform(landing_again(stage), memory.storage)
 
-    def landing_again(memory: MemoryStore, stage: Any) -> Flow[None]:
-        yield Work(lambda: stage.owner.land(stage), write=True)
+    def landing_again(stage: Any) -> Flow[None]:
+        def plan() -> Plan[None]:
+            yield from Pool("t")  # takes its turn
+            yield from stage.owner.land(stage)
+
+        yield Work(plan, write=True)
 
     saver.before = during
     said = line(memory, writes, saver=saver).invoke({}, CONFIG, durability="sync")["said"]

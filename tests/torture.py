@@ -118,10 +118,20 @@ def keep_history(seed: int) -> Tally:
         )
 
 
-def kill_graphs(setting: killed_graph.Setting, seed: int) -> Tally:
+OURS = [
+    killed_graph.Setting(durability, place, vectors=vectors, awaited=awaited)
+    for vectors, awaited, place, durability in itertools.product(
+        (False, True), (False, True), chosen(awaited=False, durable=True), DURABILITIES
+    )
+]
+THEIRS = [killed_graph.Setting(durability, saver=killed_graph.theirs) for durability in DURABILITIES]
+
+
+def kill_graphs(ours: bool, number: int, seed: int) -> Tally:
+    setting = (OURS if ours else THEIRS)[number]
     with tempfile.TemporaryDirectory() as folder:
         done = killed_graph.kill_often(Path(folder), setting, KILLS_AT_ONCE, seed)
-    if setting.saver is killed_graph.theirs:
+    if not ours:
         return Tally(direct_kills=done.kills, direct_violations=done.violations)
     return Tally(graph_kills=done.kills, violations=done.violations, problems=done.problems)
 
@@ -164,16 +174,9 @@ def batches(cases: Sequence[Case], size: int = 10) -> Iterator[Job]:
 
 def graphs(scale: float, seed: int) -> Iterator[Job]:
     """Killed graphs under all circumstances in turn, and some with direct writes, which must go wrong."""
-    ours = [
-        killed_graph.Setting(durability, place, vectors=vectors, awaited=awaited)
-        for vectors, awaited, place, durability in itertools.product(
-            (False, True), (False, True), chosen(awaited=False, durable=True), DURABILITIES
-        )
-    ]
-    theirs = [killed_graph.Setting(durability, saver=killed_graph.theirs) for durability in DURABILITIES]
-    for settings, kills in ((ours, GRAPH_KILLS), (theirs, DIRECT_KILLS)):
+    for settings, kills in ((OURS, GRAPH_KILLS), (THEIRS, DIRECT_KILLS)):
         for i in range(math.ceil(kills * scale / KILLS_AT_ONCE)):
-            yield partial(kill_graphs, settings[i % len(settings)], seed * 10_000 + i)
+            yield partial(kill_graphs, settings is OURS, i % len(settings), seed * 10_000 + i)
 
 
 def planned(scale: float, seed: int) -> dict[str, list[Job]]:
