@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -27,6 +28,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints, landing
+from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
@@ -84,18 +86,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             self._storage, self._async_storage = memory.storage.sync(), memory.storage
 
     @classmethod
-    def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
-        """A checkpointer of its own on a SQLite file or a PostgreSQL URL.
+    def from_conn_string(cls, url: str | Path, *, serde: SerializerProtocol | None = None) -> Self:
+        """A checkpointer of its own on the storage of a URL, or on a SQLite file.
 
         Close it, or use it in a `with` or `async with` block.
         """
-        if isinstance(cast("object", path), str) and path.startswith(("postgresql://", "postgres://")):
-            from memstate_langgraph.backends.postgres import PostgresStorage
-
-            return cls(MemoryStore(PostgresStorage(path)), serde=serde)
-        from memstate_langgraph.backends.sqlite import SQLiteStorage
-
-        return cls(MemoryStore(SQLiteStorage(path)), serde=serde)
+        return cls(MemoryStore(storage_from(url)), serde=serde)
 
     @property
     def _codec(self) -> Codec:

@@ -40,6 +40,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from memstate_langgraph.backends.postgres_engine import Exchange, Lock, asked_about
+from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
     CopyThread,
@@ -606,6 +607,32 @@ def test_another_process_resumes_an_interrupt(url: str, tmp_path: Path) -> None:
     with open_store(url, tmp_path) as memory:
         result = ask(MemStateCheckpointer(memory=memory), "t", Command(resume="yes"))
     assert [message.content for message in result["messages"]] == ["hello", "you said yes"]
+
+
+def test_a_url_names_schema_and_prefix(url: str, tmp_path: Path) -> None:
+    schema = schema_of(tmp_path)
+    joined = "&" if "?" in url else "?"
+    with open_store(url, tmp_path, prefix="eu_") as memory:
+        memory.commit(note("in the eu"))
+    for scheme in ("postgresql", "postgres"):
+        named = url.replace("postgresql", scheme, 1)
+        with MemoryStore(storage_from(f"{named}{joined}schema={schema}&prefix=eu_", must_exist=True)) as memory:
+            assert [fact.payload["content"] for fact in memory.query()] == ["in the eu"]
+    with MemStateCheckpointer.from_conn_string(f"{url}{joined}schema={schema}&prefix=eu_") as saver:
+        assert isinstance(saver.memory, MemoryStore)
+        assert len(saver.memory.query("note")) == 1
+
+
+def test_looking_makes_no_tables(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
+    schema = schema_of(tmp_path)
+    asked = "SELECT count(*) FROM pg_namespace WHERE nspname = %s"
+    with pytest.raises(StorageError, match=f"{schema}.*no such storage"):
+        storage_from(f"{url}{'&' if '?' in url else '?'}schema={schema}", must_exist=True)
+    assert admin.execute(asked, (schema,)).fetchall() == [(0,)]
+    admin.execute(f"CREATE SCHEMA {schema}")  # there, and empty
+    with pytest.raises(StorageError, match="no such storage"):
+        PostgresStorage(url, schema=schema, must_exist=True)
+    assert admin.execute("SELECT 1 FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []
 
 
 def test_a_saver_from_a_url(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
