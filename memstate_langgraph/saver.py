@@ -31,7 +31,9 @@ from memstate_langgraph import checkpoints, landing
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
-from memstate_langgraph.errors import DamagedCheckpoint, MemoryStoreError, ValidationFailed
+from memstate_langgraph.differences import Preview
+from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, MemoryStoreError, ValidationFailed
+from memstate_langgraph.graph import running_task
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Work
 from memstate_langgraph.packing import pack_typed, unpack_typed
@@ -378,42 +380,47 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     # --- rewinding
 
-    def rewind(self, config: RunnableConfig) -> RunnableConfig:
+    def rewind(self, config: RunnableConfig, *, expected: Preview | None = None) -> RunnableConfig:
         """Make an earlier checkpoint the head of its thread, and undo what the thread has put into memory since.
 
         One transaction, vectors included. The checkpoints after it stay in the history; the new head, whose
         config is returned, has its values. Facts that the thread's tasks committed, running on this checkpoint
         or a later one, get back what they were; raises `ConflictError`, having changed nothing, if another
-        session has changed one of them since.
+        session has changed one of them since, if facts would get back anything else than what is `expected`, or
+        from inside a running task of the thread: its run goes on from where it is, so that the thread would keep
+        what its memory has lost.
         """
         found = self._run(self._find_one(config))
-        return self._perform(self._rewind(config, found))
+        return self._perform(self._rewind(config, found, expected))
 
-    async def arewind(self, config: RunnableConfig) -> RunnableConfig:
+    async def arewind(self, config: RunnableConfig, *, expected: Preview | None = None) -> RunnableConfig:
         """See `rewind`."""
         found = await self._arun(self._find_one(config))
-        return await self._aperform(self._rewind(config, found))
+        return await self._aperform(self._rewind(config, found, expected))
 
-    def _rewind(self, config: RunnableConfig, found: Found) -> Flow[RunnableConfig]:
-        thread_id, checkpoint_ns, checkpoint_id = _where(config)
-        if checkpoint_id is None or not found:
-            raise ValidationFailed(
-                f"rewind: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}; "
-                "pass the config of one from get_state_history"
+    def would_rewind(self, config: RunnableConfig) -> Preview:
+        """What `rewind` would change in the memory now; its `expected=` takes it."""
+        found = self._run(self._find_one(config))
+        return self._perform(self.memory._core.would_undo(_undoing(config, found), None))
+
+    async def awould_rewind(self, config: RunnableConfig) -> Preview:
+        """See `would_rewind`."""
+        found = await self._arun(self._find_one(config))
+        return await self._aperform(self.memory._core.would_undo(_undoing(config, found), None))
+
+    def _rewind(self, config: RunnableConfig, found: Found, expected: Preview | None) -> Flow[RunnableConfig]:
+        rollback = _undoing(config, found, expected)
+        running = running_task()
+        if running is not None and ("thread_id", running.thread_id) in rollback.causes:
+            raise ConflictError(
+                f"rewind: thread {running.thread_id!r} is running the task that asks for it, and its run would go on "
+                "from where it is; rewind when the run has ended, or take back only memory with "
+                "RollbackNode(revert=...) or memory.revert"
             )
-        if checkpoint_ns:
-            raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
         row, metadata = found[0].row, self._metadata(found[0].row)
         fresh = str(uuid6())
         body = {**found[0].body, "id": fresh, "ts": datetime.now(UTC).isoformat()}
         about = {**metadata, "source": "fork", "step": metadata.get("step", -1) + 1}
-        rollback = Rollback(
-            None,
-            None,
-            By(reason=f"rewound to checkpoint {checkpoint_id}"),
-            causes=(("thread_id", thread_id),),
-            ran_on=checkpoint_id,
-        )
         packed = (pack_typed(*self.serde.dumps_typed(body)), pack_typed(*self.serde.dumps_typed(about)))
         _, head = yield from self.memory._core.rewind(rollback, lambda: checkpoints.rewound(row.place, fresh, *packed))
         return _config(head)
@@ -607,6 +614,20 @@ class _Listing:
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         return all(metadata.get(key) == wanted for key, wanted in self.filter.items())
+
+
+def _undoing(config: RunnableConfig, found: Found, expected: Preview | None = None) -> Rollback:
+    """What rewinding to this checkpoint takes back."""
+    thread_id, checkpoint_ns, checkpoint_id = _where(config)
+    if checkpoint_id is None or not found:
+        raise ValidationFailed(
+            f"rewind: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}; "
+            "pass the config of one from get_state_history"
+        )
+    if checkpoint_ns:
+        raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
+    by = By(reason=f"rewound to checkpoint {checkpoint_id}")
+    return Rollback(None, None, by, causes=(("thread_id", thread_id),), ran_on=checkpoint_id, expected=expected)
 
 
 def _where(config: RunnableConfig) -> tuple[str, str | None, str | None]:

@@ -137,7 +137,7 @@ def test_a_difference_tells_what_changed(memory: MemoryStore) -> None:
     diff = memory.diff(start)
     assert [(change.sign, change.fact_id) for change in diff.changes] == [("-", "g"), ("~", "c"), ("+", "n")]
     assert "content: 'changes' -> 'changed'" in str(diff)
-    assert "<td>~</td>" in diff._repr_html_()
+    assert ">~</td>" in diff._repr_html_()
     assert not memory.diff(start, start)
     with pytest.raises(ValidationFailed, match="forward"):
         memory.diff(start + 1, start)
@@ -240,3 +240,65 @@ async def test_rewinding_through_the_async_door(tmp_path: Path) -> None:
     assert (await memory.diff(0)).changes
     assert await memory.revert(thread_id="t") == ["one"]
     await memory.close()
+
+
+# --- looking first
+
+
+def test_what_an_undo_would_change_is_told_and_then_done(graphs_memory: MemoryStore) -> None:
+    memory, app = graphs_memory, chat(graphs_memory)
+    for said in ("one", "two", "three"):
+        app.invoke({"said": [said]}, CONFIG)
+    before = contents(memory)
+    first, *_ = ends(app)
+    preview = memory.would_undo(thread_id="t", since=first)
+    assert str(preview).splitlines() == [
+        "3 facts would change",
+        "- note fact three  content: 'three', stars: 0",
+        "~ note fact one  content: 'one, then three' -> 'one'",
+        "- note fact two  content: 'two', stars: 0",
+    ]
+    assert app.checkpointer.would_rewind(first) == preview
+    assert contents(memory) == before, "looking changes nothing"
+    assert [one.fact_id for one in memory.would_undo(2).changes] == ["fact one", "fact three"]
+    assert memory.revert(thread_id="t", since=first, expected=preview) == ["fact one", "fact three", "fact two"]
+    assert contents(memory) == ["one"]
+    assert not memory.would_undo(thread_id="t", since=first)
+
+
+def test_what_was_not_agreed_to_is_not_done(graphs_memory: MemoryStore) -> None:
+    memory, app = graphs_memory, chat(graphs_memory)
+    for said in ("one", "two"):
+        app.invoke({"said": [said]}, CONFIG)
+    first, *_ = ends(app)
+    step, thread, head = memory.would_undo(), memory.would_undo(thread_id="t"), app.checkpointer.would_rewind(first)
+    memory.update("fact two", {"stars": 5}, session_id="t", cause=Cause(thread_id="t", checkpoint_id="~"))
+    before = contents(memory)
+    for undo in (
+        lambda: memory.rollback(expected=step),
+        lambda: memory.revert(thread_id="t", expected=thread),
+        lambda: app.checkpointer.rewind(first, expected=head),
+    ):
+        with pytest.raises(ConflictError, match=r"agreed to.* fact two"):
+            undo()
+    assert contents(memory) == before
+    with pytest.raises(ValidationFailed, match="expected"):
+        memory.rollback(expected=["fact two"])  # type: ignore[arg-type]
+    with pytest.raises(ValidationFailed, match="say what"):
+        memory.would_undo(since=0)
+
+
+def test_a_running_task_cannot_rewind_its_own_thread(graphs_memory: MemoryStore) -> None:
+    """Its run would go on from where it is, with a memory of somewhere else."""
+    app = chat(graphs_memory)
+    app.invoke({"said": ["one"]}, CONFIG)
+    (first,) = ends(app)
+    other: RunnableConfig = {"configurable": {"thread_id": "u"}}
+    rewinding = StateGraph(State)
+    rewinding.add_node("rewind", lambda _: app.checkpointer.rewind(first) and {})
+    rewinding.add_edge(START, "rewind")
+    graph: Any = rewinding.compile(checkpointer=app.checkpointer)
+    with pytest.raises(ConflictError, match="running the task"):
+        graph.invoke({"said": ["two"]}, CONFIG)
+    graph.invoke({"said": []}, other)  # another thread may
+    assert app.get_state(CONFIG).values == {"said": ["one", "heard one"]}
