@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from memstate_langgraph.checkpoint_ops import FindCheckpoints
@@ -22,7 +22,7 @@ def position_of(moment: Moment, name: str) -> Plan[int]:
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise ValidationFailed(f"{name}: a time needs a time zone, such as datetime.now(UTC), not {moment!r}")
-        return (yield from PositionAt(moment))
+        return (yield from PositionAt(moment.astimezone(UTC)))  # stored in UTC, as text
     if isinstance(moment, Mapping):
         place = moment.get("configurable")
         thread_id = place.get("thread_id") if isinstance(place, Mapping) else None
