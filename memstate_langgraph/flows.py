@@ -203,11 +203,16 @@ def preview_units(units: Sequence[Unit]) -> Plan[list[Draft]]:
     return drafts
 
 
+def is_landed(unit: Unit) -> Plan[bool]:
+    return bool(unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)))
+
+
 @writes
 def rehearse(units: Sequence[Unit], changes: Sequence[Change], draft: Draft) -> Plan[None]:
     """Raises `Rehearsed` with what the changes would do after the units; nothing is kept."""
     for unit in units:
-        yield from (yield from decided(unit.changes, unit.new_draft())).append()
+        if not (yield from is_landed(unit)):  # since the caller looked which there are
+            yield from (yield from decided(unit.changes, unit.new_draft())).append()
     draft.rests_on_others = True
     raise Rehearsed((yield from decided(changes, draft)))
 
@@ -531,7 +536,7 @@ class Core:
         """Commit what a task wrote, in the transaction of the plan that asks; raises `Unprepared`."""
         if stage.tried:  # its writes and the next checkpoint may both be on their way
             for unit in stage.units:
-                if unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)):
+                if (yield from is_landed(unit)):
                     return
         stage.tried = True
         entries: list[Entry] = []

@@ -171,12 +171,13 @@ class _Store:
         types: Iterable[str] | None,
         since: Moment | None,
         causes: Mapping[str, str | None],
+        key: str | None,
     ) -> Flow[Preview]:
         by = self._by(None, None, None, None)
         if since is None and all(cause is None for cause in causes.values()):
-            change = self._rollback(steps, session_id, by, namespace, types)
+            change = self._rollback(steps, session_id, by, namespace, types, key)
         else:
-            change = self._revert(causes, by, namespace, types)
+            change = self._revert(causes, by, namespace, types, key)
         return self._core.would_undo(change, since)
 
     def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
@@ -432,13 +433,15 @@ class MemoryStore(_Store):
         task_id: str | None = None,
         thread_id: str | None = None,
         since: Moment | None = None,
+        idempotency_key: str | None = None,
     ) -> Preview:
         """What `rollback`, or `revert` if a cause is given, would change now. Raises what they would raise.
 
-        `expected=` of both takes it, so that what was shown and agreed to is what is done.
+        `expected=` of both takes it, so that what was shown and agreed to is what is done. Nothing would be changed
+        under an `idempotency_key` that was used before.
         """
         causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
-        return self._do(self._would_undo(steps, session_id, namespace, types, since, causes))
+        return self._do(self._would_undo(steps, session_id, namespace, types, since, causes, idempotency_key))
 
     def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """What changed between two positions of the log, times or checkpoints; until now without `end`."""
@@ -725,10 +728,11 @@ class AsyncMemoryStore(_Store):
         task_id: str | None = None,
         thread_id: str | None = None,
         since: Moment | None = None,
+        idempotency_key: str | None = None,
     ) -> Preview:
         """See `MemoryStore.would_undo`."""
         causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
-        return await self._do(self._would_undo(steps, session_id, namespace, types, since, causes))
+        return await self._do(self._would_undo(steps, session_id, namespace, types, since, causes, idempotency_key))
 
     async def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """See `MemoryStore.diff`."""
