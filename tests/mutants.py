@@ -44,23 +44,22 @@ class Mutant:
 HANGS = 180
 """Seconds after which the tests of a mutant are taken to hang. The longest of them need less than a minute."""
 
-CRASH, VECTORS, CONCURRENCY, CORE, INPUT, SQLITE, COSTS, TRANSACTION, SEARCH, REBUILD, ADAPTERS, POSTGRES = (
+CRASH, VECTORS, CONCURRENCY, INPUT, SQLITE, COSTS, SEARCH, REBUILD, ADAPTERS, POSTGRES = (
     f"tests/test_{name}.py"
     for name in (
         "crash",
         "vectors",
         "concurrency",
-        "core",
         "bad_input",
         "sqlite",
         "costs",
-        "transaction",
         "search",
         "rebuild",
         "adapters",
         "postgres",
     )
 )
+CORE, TRANSACTION = (f"tests/test_contract.py::Test{area}" for area in ("Core", "Transaction"))
 
 MUTANTS = [
     # the commit protocol

@@ -284,3 +284,23 @@ def test_the_tool_asks_a_human_if_the_application_wants_it(desk: Desk) -> None:
     question = asked(call(desk, app, "undo", {}, "4"))
     assert "Taken back" in desk.run(app, Command(resume=question["approve"]))["messages"][-1].text
     assert list(texts(desk.memory).values()) == ["one"]
+
+
+# --- rewinding
+
+
+def test_a_thread_and_its_memory_are_rewound_through_both_doors(desk: Desk) -> None:
+    app = desk.graph(RollbackNode(desk.store))
+    desk.say(app, "one")
+    first = desk.head()
+    desk.say(app, "two")
+    if desk.runner is None:
+        preview = desk.saver.would_rewind(first)
+        head = desk.saver.rewind(first, expected=preview)
+    else:
+        preview = desk.runner.run(desk.saver.awould_rewind(first))
+        head = desk.runner.run(desk.saver.arewind(first, expected=preview))
+    assert [(one.sign, one.fact_id) for one in preview.changes] == [("-", "two")]
+    assert sorted(texts(desk.memory)) == ["one"]
+    assert desk.head()["configurable"]["checkpoint_id"] == head["configurable"]["checkpoint_id"]
+    assert [message.text for message in desk.say(app, "three")["messages"]] == ["one", "three"]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -51,6 +52,16 @@ class _Dialect:
 _DIALECT = _Dialect()
 
 
+@dataclass(frozen=True, slots=True)
+class SQLiteDriver:
+    """Another build of SQLite behind the interface of Python's `sqlite3`, such as SQLCipher: its module, and the
+    statements with which each connection begins.
+    """
+
+    module: Any = sqlite3
+    first: tuple[str, ...] = field(default=(), repr=False)  # may hold a key
+
+
 class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
 
@@ -58,7 +69,13 @@ class _Contention(Exception):
 class SQLiteEngine:
     """The connections to one file and the rules for using them; both doors share it, from any thread."""
 
-    def __init__(self, path: str | Path, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
         if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
             raise ValidationFailed(f"synchronous: must be OFF, NORMAL, FULL or EXTRA, not {synchronous!r}")
         if busy_timeout <= 0:
@@ -70,6 +87,7 @@ class SQLiteEngine:
         self.identity: Hashable = self if self.in_memory else os.path.realpath(self.path)
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
+        self._driver = driver or SQLiteDriver()
         self._lock = threading.Lock()
         self._pool = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
@@ -94,10 +112,12 @@ class SQLiteEngine:
 
     def _connect(self) -> sqlite3.Connection:
         with self._translated():
-            connection = sqlite3.connect(
+            connection: sqlite3.Connection = self._driver.module.connect(
                 self.path, timeout=1.0, isolation_level=None, check_same_thread=False, cached_statements=512
             )
             try:
+                for statement in self._driver.first:
+                    connection.execute(statement)
                 self._prepare(connection)
             except BaseException:
                 connection.close()
@@ -205,11 +225,10 @@ class SQLiteEngine:
         """Raise the driver's errors as ours, in this one place."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        except self._driver.module.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0)  # the driver's own complaints have none
+            if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise _Contention(str(error)) from error
-            raise StorageError(f"{self.path}: {error}") from error
-        except sqlite3.Error as error:
             raise StorageError(f"{self.path}: {error}") from error
 
     # --- closing and care
@@ -255,10 +274,10 @@ class SQLiteEngine:
 
     def warnings(self) -> list[str]:
         """What about this SQLite deserves a word in `verify()`."""
-        if self.in_memory or sqlite3.sqlite_version_info >= (3, 51, 3):
+        if self.in_memory or self._driver.module.sqlite_version_info >= (3, 51, 3):
             return []
         return [
-            f"SQLite {sqlite3.sqlite_version} is older than 3.51.3, in which a rare race between two "
+            f"SQLite {self._driver.module.sqlite_version} is older than 3.51.3, in which a rare race between two "
             "connections resetting the write-ahead log was repaired"
         ]
 
@@ -281,8 +300,15 @@ class SQLiteStorage:
     waits for other processes before `StorageBusy`.
     """
 
-    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
-        self.engine = SQLiteEngine(path, synchronous, busy_timeout)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
+        self.engine = SQLiteEngine(path, synchronous, busy_timeout, driver)
 
     @classmethod
     def over(cls, engine: SQLiteEngine) -> SQLiteStorage:
@@ -315,8 +341,15 @@ class AsyncSQLiteStorage:
     transaction open: its plan never began, or ran to its end before the call returned.
     """
 
-    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
-        self._face(SQLiteEngine(path, synchronous, busy_timeout))
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
+        self._face(SQLiteEngine(path, synchronous, busy_timeout, driver))
 
     @classmethod
     def over(cls, engine: SQLiteEngine) -> AsyncSQLiteStorage:
@@ -435,6 +468,7 @@ __all__ = [
     "AsyncInMemoryStorage",
     "AsyncSQLiteStorage",
     "InMemoryStorage",
+    "SQLiteDriver",
     "SQLiteEngine",
     "SQLiteStorage",
 ]

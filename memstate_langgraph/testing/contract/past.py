@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -13,28 +11,14 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 
 from memstate_langgraph import Cause, ConflictError, MemoryStore, MemStateCheckpointer, ValidationFailed
-from tests.models import Note, note
-from tests.stores import PLACES, Place, Unreliable, assert_in_step, hook_over, live
+from memstate_langgraph.testing.models import note
+from memstate_langgraph.testing.places import Opener, Unreliable, assert_in_step, hook_over, live
 
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 
 
-@pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])
-def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
-    place: Place = request.param
-    memory = place.open(tmp_path, [hook_over(Unreliable(), grace=0.0, late=0.0)])
-    memory.register_schema("note", Note)
-    yield memory
-    memory.close()
-
-
-@pytest.fixture(params=[p for p in PLACES if "async" not in p.name], ids=lambda place: place.name)
-def graphs_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
-    place: Place = request.param
-    memory = place.open(tmp_path, [hook_over(Unreliable(), grace=0.0, late=0.0)])
-    memory.register_schema("note", Note)
-    yield memory
-    memory.close()
+def vectored(open_store: Opener) -> MemoryStore:
+    return open_store(hook_over(Unreliable(), grace=0.0, late=0.0))
 
 
 def contents(memory: MemoryStore, **options: Any) -> list[str]:
@@ -44,7 +28,8 @@ def contents(memory: MemoryStore, **options: Any) -> list[str]:
 # --- undoing by cause
 
 
-def test_what_a_run_did_is_undone_and_nothing_else(memory: MemoryStore) -> None:
+def test_what_a_run_did_is_undone_and_nothing_else(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("before", "a"))
     memory.commit(note("of run 1", "b"), cause=Cause(run_id="1", thread_id="t", tool_call_id="c1"))
     memory.update("a", {"content": "changed by run 2"}, cause=Cause(run_id="2", thread_id="t"))
@@ -60,7 +45,8 @@ def test_what_a_run_did_is_undone_and_nothing_else(memory: MemoryStore) -> None:
     assert_in_step(memory)
 
 
-def test_only_what_came_since_is_undone(memory: MemoryStore) -> None:
+def test_only_what_came_since_is_undone(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("first", "a"), cause=Cause(thread_id="t"))
     position = memory.log(limit=1)[0].seq
     memory.commit(note("second", "b"), cause=Cause(thread_id="t"))
@@ -68,7 +54,8 @@ def test_only_what_came_since_is_undone(memory: MemoryStore) -> None:
     assert contents(memory) == ["first"]
 
 
-def test_undoing_a_cause_clobbers_nobody(memory: MemoryStore) -> None:
+def test_undoing_a_cause_clobbers_nobody(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("of the run", "a"), session_id="mine", cause=Cause(run_id="1"))
     memory.commit(note("of the run too", "b"), session_id="mine", cause=Cause(run_id="1"))
     memory.update("a", {"content": "theirs"}, session_id="other")
@@ -83,7 +70,8 @@ def test_undoing_a_cause_clobbers_nobody(memory: MemoryStore) -> None:
 # --- the past
 
 
-def test_the_past_is_read_as_it_was(memory: MemoryStore) -> None:
+def test_the_past_is_read_as_it_was(open_store: Opener) -> None:
+    memory = vectored(open_store)
     assert contents(memory, as_of=0) == []
     seen: list[tuple[int, dict[str, Any], list[str]]] = []
 
@@ -117,14 +105,16 @@ def test_the_past_is_read_as_it_was(memory: MemoryStore) -> None:
     assert memory.search("two", as_of=seen[1][0])[0].fact.payload["content"] == "two"
 
 
-def test_moments_that_are_none_are_named(memory: MemoryStore) -> None:
+def test_moments_that_are_none_are_named(open_store: Opener) -> None:
+    memory = vectored(open_store)
     moments: tuple[Any, ...] = (-1, True, "yesterday", datetime(2026, 1, 1), {"configurable": {}}, CONFIG)  # noqa: DTZ001 -- naive
     for bad in moments:
         with pytest.raises(ValidationFailed, match="as_of"):
             memory.get("a", as_of=bad)
 
 
-def test_a_difference_tells_what_changed(memory: MemoryStore) -> None:
+def test_a_difference_tells_what_changed(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("stays", "s"))
     memory.commit(note("goes", "g"))
     memory.commit(note("changes", "c"))
@@ -215,31 +205,6 @@ def test_a_rewind_that_would_lose_anothers_change_does_nothing(graphs_memory: Me
     for bad in (CONFIG, {"configurable": {"thread_id": "t", "checkpoint_id": "unknown"}}):
         with pytest.raises(ValidationFailed, match="rewind"):
             app.checkpointer.rewind(bad)
-
-
-async def test_rewinding_through_the_async_door(tmp_path: Path) -> None:
-    from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage
-
-    memory = AsyncMemoryStore(AsyncSQLiteStorage(tmp_path / "state.db"))
-
-    async def listen(state: State) -> State:
-        await memory.commit(note(state["said"][-1], state["said"][-1]))
-        return {}
-
-    graph = StateGraph(State)
-    graph.add_node("listen", listen)
-    graph.add_edge(START, "listen")
-    app: Any = graph.compile(checkpointer=MemStateCheckpointer(memory))
-    for said in ("one", "two"):
-        await app.ainvoke({"said": [said]}, CONFIG)
-    history = [snapshot async for snapshot in app.aget_state_history(CONFIG)]
-    first = next(s.config for s in reversed(history) if not s.next)
-    await app.checkpointer.arewind(first)
-    assert [fact.id for fact in await memory.query()] == ["one"]
-    assert (await app.aget_state(CONFIG)).values == {"said": ["one"]}
-    assert (await memory.diff(0)).changes
-    assert await memory.revert(thread_id="t") == ["one"]
-    await memory.close()
 
 
 # --- looking first
