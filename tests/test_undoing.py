@@ -19,6 +19,7 @@ from memstate_langgraph import (
     ConflictError,
     MemoryStore,
     MemStateCheckpointer,
+    Operation,
     RollbackNode,
     ScopeError,
     ValidationFailed,
@@ -193,6 +194,29 @@ def test_what_changed_meanwhile_is_asked_about_anew(desk: Desk) -> None:
     assert "value of 'approve'" in third["note"]
     assert desk.run(app, Command(resume=third["approve"]))["done"] == ["one"]
     assert desk.memory.get("one").payload["stars"] == 0  # type: ignore[union-attr]
+
+
+def test_however_late_something_changes_nothing_else_is_done(desk: Desk) -> None:
+    """Here while the vetoes are asked, after the answer was found to be about what is there."""
+    app = desk.graph(RollbackNode(desk.store, approve=True))
+    question = asked(desk.say(app, "one", undo=True))
+    meddled: list[Any] = []
+
+    def meddle(operation: Operation, *_: Any) -> Any:
+        if operation is not Operation.ROLLBACK or meddled:
+            return None
+        meddled.append(operation)
+        return desk.store.update("one", {"stars": 5}, session_id="t", immediate=True)
+
+    async def ameddle(*arguments: Any) -> None:
+        if (update := meddle(*arguments)) is not None:
+            await update
+
+    desk.store.add_hook(ameddle if desk.runner else lambda *arguments: meddle(*arguments) and None)
+    with pytest.raises(ConflictError, match=r"agreed to.* fact one"):
+        desk.run(app, Command(resume=question["approve"]))
+    assert meddled
+    assert desk.memory.get("one").payload["stars"] == 5  # type: ignore[union-attr]
 
 
 def test_there_is_no_question_about_nothing(desk: Desk) -> None:

@@ -129,7 +129,7 @@ def _agreed(
     also: str | None = None,
 ) -> bool:
     """Whether to go on, once it was shown what would change; `also` is what changes besides facts."""
-    empty = f"no fact would change, but {also}" if also else "there is nothing to undo"
+    empty = f"no fact would change, but {also}" if also else "there is nothing to undo: no fact would change"
     if dry_run or not (preview or also):
         print_changes(preview, as_json, empty=empty)
         return False
