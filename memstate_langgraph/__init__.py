@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SQLiteStorage as SQLiteStorage,
     )
     from memstate_langgraph.care import Report as Report
+    from memstate_langgraph.differences import Diff as Diff, Preview as Preview
     from memstate_langgraph.embeddings import LocalEmbeddings as LocalEmbeddings
     from memstate_langgraph.errors import (
         ConflictError as ConflictError,
@@ -78,6 +79,7 @@ _HOMES = {
     "backends.postgres": ("AsyncPostgresStorage", "PostgresStorage"),
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
     "care": ("Report",),
+    "differences": ("Diff", "Preview"),
     "embeddings": ("LocalEmbeddings",),
     "errors": (
         "ConflictError",

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from typing import Any, cast
 
 from memstate_langgraph.errors import LeaseLost, ValidationFailed
@@ -28,6 +27,7 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.run import Flow, Progress, check_progress, tell
+from memstate_langgraph.tables import table
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 
 PAGE = 1000
@@ -68,17 +68,16 @@ class Report:
 
     def _repr_html_(self) -> str:
         """A table, where a notebook shows the report."""
-        rows = [
+        rows: list[tuple[str, int | None]] = [
             ("live facts", self.facts),
             ("log entries", self.entries),
             ("live vectors", self.vectors),
             ("vectors awaiting removal", self.leftovers),
             *((f"{found.problem}, such as {found.example}", found.count) for found in self.findings),
         ]
+        rows += [(f"note: {warning}", None) for warning in self.warnings]
         head = "all agree" if self.ok else "NOT in step"
-        body = "".join(f"<tr><td>{escape(what)}</td><td>{count:,}</td></tr>" for what, count in rows)
-        notes = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
-        return f"<table><caption>facts, log and vectors: {head}</caption>{body}</table><ul>{notes}</ul>"
+        return table(("facts, log and vectors", head), rows)
 
 
 @dataclass

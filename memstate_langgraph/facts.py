@@ -127,15 +127,20 @@ class Entry(BaseModel):
         """The seq of the entry in force after this one."""
         return self.seq if self.undoes is None else self.base
 
+    @property
+    def type(self) -> str | None:
+        """Of the fact."""
+        fact = self.after or self.before
+        return None if fact is None else fact.type
+
     COLUMNS: ClassVar[tuple[str, ...]] = ("seq", "change", "type", "payload", "session", "by")
 
     def cells(self) -> tuple[object, ...]:
         """What a table shows of an entry, under `COLUMNS`."""
-        fact = self.after or self.before
         op = self.op.value if self.undoes is None else f"{self.op.value} of {self.undoes}"
         what = change(_payload(self.before), _payload(self.after))
         by = " ".join(part for part in (self.actor, self.reason) if part)
-        return self.seq, op, fact and fact.type, what, self.session_id, by
+        return self.seq, op, self.type, what, self.session_id, by
 
     def _repr_html_(self) -> str:
         return table(self.COLUMNS, [self.cells()])

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from memstate_langgraph.differences import Diff, Preview
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Query, Vector, utcnow
 from memstate_langgraph.graph import Task, running_task
@@ -43,7 +44,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.past import Diff, Moment, diff as past_diff, facts_at, position as past_position
+from memstate_langgraph.past import Moment, diff as past_diff, facts_at, position as past_position
 from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Rollback, changed_by
 from memstate_langgraph.rules import (
     CHECKPOINT_TYPE,
@@ -214,11 +215,16 @@ def preview_units(units: Sequence[Unit]) -> Plan[list[Draft]]:
     return drafts
 
 
+def is_landed(unit: Unit) -> Plan[bool]:
+    return bool(unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)))
+
+
 @writes
 def rehearse(units: Sequence[Unit], changes: Sequence[Change], draft: Draft) -> Plan[None]:
     """Raises `Rehearsed` with what the changes would do after the units; nothing is kept."""
     for unit in units:
-        yield from (yield from decided(unit.changes, unit.new_draft())).append()
+        if not (yield from is_landed(unit)):  # since the caller looked which there are
+            yield from (yield from decided(unit.changes, unit.new_draft())).append()
     draft.rests_on_others = True
     raise Rehearsed((yield from decided(changes, draft)))
 
@@ -461,12 +467,18 @@ class Core:
             draft.over(drafts_of(self.visible()))
         return Transaction(by, draft.now, draft, immediate)
 
-    def revert(
-        self, by: By, causes: tuple[tuple[str, str], ...], since: Moment | None, immediate: bool
-    ) -> Flow[list[str]]:
-        """Undo what has these causes and came after a moment."""
-        after: int | None = None if since is None else (yield past_position(since, "since"))
-        return (yield from self.change(Rollback(None, None, by, causes=causes, after=after), immediate))
+    def undo(self, change: Rollback, since: Moment | None, immediate: bool) -> Flow[list[str]]:
+        """Undo what came after a moment."""
+        return (yield from self.change((yield from self._after(change, since)), immediate))
+
+    def would_undo(self, change: Rollback, since: Moment | None) -> Flow[Preview]:
+        change = yield from self._after(change, since)
+        units = [unit for stage in self.visible() for unit in stage.units]
+        draft = yield from self._tried(units, [change], self.new_draft)
+        return draft.preview()
+
+    def _after(self, change: Rollback, since: Moment | None) -> Flow[Rollback]:
+        return change if since is None else replace(change, after=(yield past_position(since, "since")))
 
     def rewind(self, rollback: Rollback, also: Callable[[], Plan[R]]) -> Flow[tuple[list[str], R]]:
         """Roll back and do something else in the same transaction."""
@@ -517,25 +529,29 @@ class Core:
         for _ in range(ATTEMPTS):
             known = len(stage.units)
             units = [unit for one in self._visible_to(stage.task) for unit in one.units]
-            if units and any(isinstance(change, Rollback | Promote | Discard) for change in changes):
-                # what these do depends on all that is stored, so it is tried there
-                try:
-                    yield rehearse(units, changes, new_draft())
-                    raise AssertionError
-                except Rehearsed as rehearsed:
-                    draft = rehearsed.draft
-            else:
-                draft = yield preview(changes, lambda: new_draft().over(unit.draft for unit in units))  # noqa: B023 -- run before the next round
+            draft = yield from self._tried(units, changes, new_draft)
             approved = yield from self._prepare([draft], stage.prepared)
             if stage.add(Unit(changes, new_draft, draft, approved), known):
                 return draft
         raise contended()
 
+    def _tried(self, units: Sequence[Unit], changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Flow[Draft]:
+        """What changes would do after the units of a running task."""
+        if units and any(isinstance(change, Rollback | Promote | Discard) for change in changes):
+            # what these do depends on all that is stored, so it is tried there
+            try:
+                yield rehearse(units, changes, new_draft())
+            except Rehearsed as rehearsed:
+                return rehearsed.draft
+            raise AssertionError
+        draft: Draft = yield preview(changes, lambda: new_draft().over(unit.draft for unit in units))
+        return draft
+
     def land(self, stage: Stage) -> Plan[None]:
         """Commit what a task wrote, in the transaction of the plan that asks; raises `Unprepared`."""
         if stage.tried:  # its writes and the next checkpoint may both be on their way
             for unit in stage.units:
-                if unit.draft.entries and (yield from ReadLog(tx=unit.draft.tx, limit=1)):
+                if (yield from is_landed(unit)):
                     return
         stage.tried = True
         entries: list[Entry] = []

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from pydantic import BaseModel
 
 from memstate_langgraph import care
+from memstate_langgraph.differences import Diff, Preview
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Cause, Entry, Fact, Namespace, Query, ScoredFact, altered
 from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.overview import store_html
-from memstate_langgraph.past import Diff, Moment
+from memstate_langgraph.past import Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
 from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, perform
@@ -130,23 +132,53 @@ class _Store:
         by: By,
         namespace: Namespace | None,
         types: Iterable[str] | None,
-        key: str | None,
-    ) -> Change:
+        key: str | None = None,
+        expected: Preview | None = None,
+    ) -> Rollback:
         check_count(steps, "steps")
         if session_id is not None:
             check_text(session_id, "session_id")
         if namespace is not None:
             check_namespace(namespace)
+        if expected is not None and not isinstance(cast("object", expected), Preview):
+            raise ValidationFailed(f"expected: must be what would_undo returned, not {expected!r}")
         within = _names(types, "types")
-        return Rollback(steps, session_id, by, namespace, None if within is None else frozenset(within), _key(key))
+        names = None if within is None else frozenset(within)
+        return Rollback(steps, session_id, by, namespace, names, _key(key), expected=expected)
 
-    def _causes(self, **causes: str | None) -> tuple[tuple[str, str], ...]:
+    def _revert(
+        self,
+        causes: Mapping[str, str | None],
+        by: By,
+        namespace: Namespace | None,
+        types: Iterable[str] | None,
+        key: str | None = None,
+        expected: Preview | None = None,
+    ) -> Rollback:
         given = tuple((name, text) for name, text in causes.items() if text is not None)
         if not given:
             raise ValidationFailed("revert: say what: run_id, tool_call_id, task_id or thread_id")
         for name, text in given:
             check_text(text, name)
-        return given
+        rollback = self._rollback(1, None, by, namespace, types, key, expected)
+        return replace(rollback, steps=None, causes=given)
+
+    def _would_undo(
+        self,
+        steps: int,
+        session_id: str | None,
+        namespace: Namespace | None,
+        types: Iterable[str] | None,
+        since: Moment | None,
+        causes: Mapping[str, str | None],
+        key: str | None,
+    ) -> Flow[Preview]:
+        by = self._by(None, None, None, None)
+        if since is None and all(cause is None for cause in causes.values()):
+            change = self._rollback(steps, session_id, by, namespace, types, key)
+        else:
+            change = self._revert(causes, by, namespace, types, key)
+        return self._core.would_undo(change, since)
 
     def _put_many(self, facts: Iterable[Fact], by: By, key: str | None) -> list[Change]:
         if not isinstance(cast("object", facts), Iterable):
@@ -348,15 +380,17 @@ class MemoryStore(_Store):
         idempotency_key: str | None = None,
         cause: Cause | None = None,
         immediate: bool = False,
+        expected: Preview | None = None,
     ) -> list[str]:
         """Undo the last transactions in force (of a session), all or none; the ids of the facts it touched.
 
         Facts get back exactly what they were (their `version` moves on), in the vector stores too. Fewer
         steps than asked for are undone if there are no more. Raises `ConflictError` if another session
-        has changed one of the facts since, or if one lies outside `namespace` or `types`, where given.
+        has changed one of the facts since, or if one lies outside `namespace` or `types`, where given; or if
+        it would do anything else than what is `expected`, which `would_undo` said.
         """
         by = self._by(None, actor, reason, cause)
-        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
+        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key, expected)
         return self._do(self._core.change(change, immediate))
 
     def revert(
@@ -369,16 +403,45 @@ class MemoryStore(_Store):
         since: Moment | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
         immediate: bool = False,
+        expected: Preview | None = None,
     ) -> list[str]:
         """Undo all that has a cause: a run, a tool call, a task or a thread of a graph; the ids of the facts.
 
         As one transaction, all or nothing, with the guard of `rollback`: raises `ConflictError` if something
-        else has changed one of the facts since. `since` is a position of the log, a time or a checkpoint's config.
+        else has changed one of the facts since, or if it would do anything else than what is `expected`, which
+        `would_undo` said. `since` is a position of the log, a time or a checkpoint's config.
         """
-        by = self._by(None, actor, reason, None)
-        causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
-        return self._do(self._core.revert(by, causes, since, immediate))
+        by = self._by(None, actor, reason, cause)
+        causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
+        change = self._revert(causes, by, namespace, types, idempotency_key, expected)
+        return self._do(self._core.undo(change, since, immediate))
+
+    def would_undo(
+        self,
+        steps: int = 1,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        *,
+        run_id: str | None = None,
+        tool_call_id: str | None = None,
+        task_id: str | None = None,
+        thread_id: str | None = None,
+        since: Moment | None = None,
+        idempotency_key: str | None = None,
+    ) -> Preview:
+        """What `rollback`, or `revert` if a cause is given, would change now. Raises what they would raise.
+
+        `expected=` of both takes it, so that what was shown and agreed to is what is done. Nothing would be changed
+        under an `idempotency_key` that was used before.
+        """
+        causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
+        return self._do(self._would_undo(steps, session_id, namespace, types, since, causes, idempotency_key))
 
     def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """What changed between two positions of the log, times or checkpoints; until now without `end`."""
@@ -623,10 +686,11 @@ class AsyncMemoryStore(_Store):
         idempotency_key: str | None = None,
         cause: Cause | None = None,
         immediate: bool = False,
+        expected: Preview | None = None,
     ) -> list[str]:
         """See `MemoryStore.rollback`."""
         by = self._by(None, actor, reason, cause)
-        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key)
+        change = self._rollback(steps, session_id, by, namespace, types, idempotency_key, expected)
         return await self._do(self._core.change(change, immediate))
 
     async def revert(
@@ -639,12 +703,36 @@ class AsyncMemoryStore(_Store):
         since: Moment | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        cause: Cause | None = None,
         immediate: bool = False,
+        expected: Preview | None = None,
     ) -> list[str]:
         """See `MemoryStore.revert`."""
-        by = self._by(None, actor, reason, None)
-        causes = self._causes(run_id=run_id, tool_call_id=tool_call_id, task_id=task_id, thread_id=thread_id)
-        return await self._do(self._core.revert(by, causes, since, immediate))
+        by = self._by(None, actor, reason, cause)
+        causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
+        change = self._revert(causes, by, namespace, types, idempotency_key, expected)
+        return await self._do(self._core.undo(change, since, immediate))
+
+    async def would_undo(
+        self,
+        steps: int = 1,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        types: Iterable[str] | None = None,
+        *,
+        run_id: str | None = None,
+        tool_call_id: str | None = None,
+        task_id: str | None = None,
+        thread_id: str | None = None,
+        since: Moment | None = None,
+        idempotency_key: str | None = None,
+    ) -> Preview:
+        """See `MemoryStore.would_undo`."""
+        causes = {"run_id": run_id, "tool_call_id": tool_call_id, "task_id": task_id, "thread_id": thread_id}
+        return await self._do(self._would_undo(steps, session_id, namespace, types, since, causes, idempotency_key))
 
     async def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """See `MemoryStore.diff`."""

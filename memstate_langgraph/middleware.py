@@ -41,13 +41,14 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         max_tokens: int | None = 500,
         count_tokens: TokenCounter | None = None,
         query: Callable[[Any], str | None] = last_human_text,
+        approve_undo: bool = False,
     ) -> None:
         super().__init__()
         self.memory = memory
         self.template = Template(namespace)
         self.recalling = Recalling(types, limit, score_threshold, max_tokens, count_tokens)
         self.query = query
-        self.tools = create_memory_tools(memory, types, namespace, dict(names or {})) if tools else []
+        self.tools = create_memory_tools(memory, types, namespace, dict(names or {}), approve_undo) if tools else []
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         return handler(act(self._informed(request), self.memory))

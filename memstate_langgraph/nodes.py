@@ -15,6 +15,7 @@ from memstate_langgraph.facts import Fact, ScoredFact
 from memstate_langgraph.rules import check_count, dumped, explain
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
 from memstate_langgraph.tools import describe
+from memstate_langgraph.undoing import Undone, What, undo
 
 Update = dict[str, Any]
 NAMESPACE = ("memories", "{user_id}")
@@ -196,10 +197,17 @@ class RememberNode(MemoryNode):
 
 
 class RollbackNode(MemoryNode):
-    """Undoes the last `steps` transactions of this thread when `when(state)` holds; once per task.
+    """Undoes what this thread did to memory when `when(state)` holds; once per task.
 
-    Nothing is undone, and `ConflictError` raised, if a step touched facts outside the namespace or `types`, or
-    someone else changed a fact since. `into` names the state key that receives the ids of the facts touched.
+    The last `steps` transactions; or, with `revert`, what has a cause: `"run"` for this run, or a dict of `run_id`,
+    `tool_call_id`, `task_id` and `since` (a position of the log, a time, or the config of a checkpoint), or a function
+    of the state that gives one. `{}` is all that the thread did. Nothing is undone, and `ConflictError` raised, if that
+    touches facts outside the namespace or `types`, or someone else changed a fact since.
+
+    `into` names the state key that receives the ids of the facts touched; with `dry_run`, which changes nothing, the
+    text that says what would change. With `approve` a human is asked first: the graph is interrupted with a dict that
+    says what would change, and goes on with `Command(resume=...)`, the dict's value of `approve` to agree or False to
+    decline. If memory was changed in between it asks again, and nothing else than what was agreed to is ever done.
     """
 
     def __init__(
@@ -210,24 +218,30 @@ class RollbackNode(MemoryNode):
         namespace: Sequence[str] = NAMESPACE,
         types: Sequence[str] | None = None,
         into: str | None = None,
+        revert: What | Callable[[Any], What] | None = None,
+        dry_run: bool = False,
+        approve: bool = False,
     ) -> None:
         super().__init__(memory, namespace, types)
         self.when, self.steps, self.into = when, steps, into
+        self.revert, self.dry_run, self.approve = revert, dry_run, approve
 
     def script(self, state: Any, scope: Scope) -> Script[Update]:
-        touched: list[str] = []
+        done = Undone([])
         if self.when is None or self.when(state):
-            touched = yield from ask(
-                "rollback",
+            done = yield from undo(
+                scope,
                 self.steps(state) if callable(self.steps) else self.steps,
-                session_id=scope.session_id,
-                actor="node",
-                namespace=scope.namespace,
+                self.revert(state) if callable(self.revert) else self.revert,
                 types=self.types,
-                idempotency_key=scope.key("RollbackNode"),
-                cause=scope.cause,
+                actor="node",
+                key=scope.key("RollbackNode"),
+                dry_run=self.dry_run,
+                approve=self.approve,
             )
-        return {} if self.into is None else {self.into: touched}
+        if self.into is None:
+            return {}
+        return {self.into: str(done.preview or "nothing would change") if self.dry_run else done.touched}
 
 
 def value_of(state: Any, key: str) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from html import escape
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from memstate_langgraph.checkpoint_ops import FindCheckpoints
+from memstate_langgraph.differences import Diff, differences
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact
 from memstate_langgraph.ops import FactsAt, LastSeq, Plan, PositionAt, ReadLog, reads
@@ -18,70 +17,12 @@ Moment = int | datetime | Mapping[str, Any]
 """A position of the log, a time, or the config of a checkpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What became of one fact: None before if it is new, after if it is gone."""
-
-    fact_id: str
-    before: Fact | None
-    after: Fact | None
-
-    @property
-    def sign(self) -> str:
-        return "+" if self.before is None else "-" if self.after is None else "~"
-
-    def fields(self) -> list[str]:
-        """The payload's fields that differ, as `name: old -> new`."""
-        old = {} if self.before is None else self.before.payload
-        new = {} if self.after is None else self.after.payload
-        told = []
-        for name in dict.fromkeys([*old, *new]):
-            if name not in old:
-                told.append(f"{name}: {new[name]!r}")
-            elif name not in new:
-                told.append(f"{name}: {old[name]!r}" + ("" if self.after is None else " -> nothing"))
-            elif old[name] != new[name]:
-                told.append(f"{name}: {old[name]!r} -> {new[name]!r}")
-        return told
-
-
-@dataclass(frozen=True, slots=True)
-class Diff:
-    """What changed between two positions of the log. Prints well; true if anything did."""
-
-    start: int
-    end: int
-    changes: tuple[Difference, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.changes)
-
-    def __str__(self) -> str:
-        lines = [f"log {self.start} -> {self.end}: {len(self.changes)} facts changed"]
-        for change in self.changes:
-            fact = change.after or change.before
-            assert fact is not None
-            lines.append(f"{change.sign} {fact.type} {fact.id}  " + ", ".join(change.fields()))
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        """A table, where a notebook shows it."""
-        rows = ""
-        for change in self.changes:
-            fact = change.after or change.before
-            assert fact is not None
-            cells = (change.sign, fact.type, fact.id, "\n".join(change.fields()))
-            rows += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        head = "<tr><th></th><th>type</th><th>fact</th><th>payload</th></tr>"
-        return f"<table><caption>log {self.start} to {self.end}</caption>{head}{rows}</table>"
-
-
 def position_of(moment: Moment, name: str) -> Plan[int]:
     """Raises `ValidationFailed`, naming the argument, for what is no moment, or no stored checkpoint."""
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise ValidationFailed(f"{name}: a time needs a time zone, such as datetime.now(UTC), not {moment!r}")
-        return (yield from PositionAt(moment))
+        return (yield from PositionAt(moment.astimezone(UTC)))  # stored in UTC, as text
     if isinstance(moment, Mapping):
         place = moment.get("configurable")
         thread_id = place.get("thread_id") if isinstance(place, Mapping) else None
@@ -124,15 +65,5 @@ def diff(start: Moment, end: Moment | None) -> Plan[Diff]:
     last = (yield from LastSeq()) if end is None else (yield from position_of(end, "end"))
     if last < first:
         raise ValidationFailed(f"diff: goes forward in time, but {last} comes before {first}; swap them")
-    before: dict[str, Fact | None] = {}
-    after: dict[str, Fact | None] = {}
-    for entry in reversed((yield from ReadLog(after=first, until=last))):
-        before.setdefault(entry.fact_id, entry.before)
-        after.pop(entry.fact_id, None)
-        after[entry.fact_id] = entry.after
-    changes = [Difference(fact_id, before[fact_id], fact) for fact_id, fact in after.items()]
-    return Diff(first, last, tuple(change for change in changes if _content(change.before) != _content(change.after)))
-
-
-def _content(fact: Fact | None) -> Any:
-    return None if fact is None else fact.model_dump(exclude={"version"})
+    entries = yield from ReadLog(after=first, until=last)
+    return Diff(differences(reversed(entries)), first, last)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from memstate_langgraph.differences import Preview, differences
 from memstate_langgraph.errors import ConflictError, FactNotFound, ValidationFailed
 from memstate_langgraph.facts import (
     NO_CAUSE,
@@ -102,7 +103,7 @@ class Rollback:
     """Undo the last transactions in force, of a session or of all; only within a namespace and types, if given.
 
     All of them where `steps` is None; only those with these causes, after a position of the log, or whose tasks ran
-    on a checkpoint not before `ran_on`.
+    on a checkpoint not before `ran_on`. If it is not just what was `expected`, it is refused.
     """
 
     steps: int | None
@@ -114,6 +115,7 @@ class Rollback:
     causes: tuple[tuple[str, str], ...] = ()
     after: int | None = None
     ran_on: str | None = None
+    expected: Preview | None = None
 
     def admits(self, fact: Fact) -> bool:
         return (self.namespace is None or fact.namespace == self.namespace) and (
@@ -379,8 +381,22 @@ class Draft:
                     raise ConflictError("rollback: the last steps touched facts outside the given scope; not undone")
                 yield from self._undo(undone, change.by, None if touched else change.idempotency_key)
                 touched.append(undone.fact_id)
+        if change.expected is not None:
+            self._refuse_unless(change.expected)
         self.undone += transactions
         return list(dict.fromkeys(touched))
+
+    def preview(self) -> Preview:
+        return Preview(differences(self.entries))
+
+    def _refuse_unless(self, expected: Preview) -> None:
+        now, then = ({one.fact_id: one for one in preview.changes} for preview in (self.preview(), expected))
+        if now != then:
+            others = sorted(fact_id for fact_id in {**now, **then} if now.get(fact_id) != then.get(fact_id))
+            raise ConflictError(
+                "rollback: would not do what was agreed to, because memory was changed since: fact "
+                f"{', '.join(others)}; nothing was undone, look again"
+            )
 
     def _undo(self, undone: Entry, by: By, key: str | None) -> Plan[None]:
         yield from self._stand([undone.fact_id])

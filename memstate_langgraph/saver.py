@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -26,11 +27,14 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints, landing
+from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
-from memstate_langgraph.errors import MemoryStoreError, ValidationFailed
+from memstate_langgraph.differences import Preview
+from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
+from memstate_langgraph.graph import running_task
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.packing import pack_typed
@@ -82,18 +86,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             self._storage, self._async_storage = memory.storage.sync(), memory.storage
 
     @classmethod
-    def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
-        """A checkpointer of its own on a SQLite file or a PostgreSQL URL.
+    def from_conn_string(cls, url: str | Path, *, serde: SerializerProtocol | None = None) -> Self:
+        """A checkpointer of its own on the storage of a URL, or on a SQLite file.
 
         Close it, or use it in a `with` or `async with` block.
         """
-        if isinstance(cast("object", path), str) and path.startswith(("postgresql://", "postgres://")):
-            from memstate_langgraph.backends.postgres import PostgresStorage
-
-            return cls(MemoryStore(PostgresStorage(path)), serde=serde)
-        from memstate_langgraph.backends.sqlite import SQLiteStorage
-
-        return cls(MemoryStore(SQLiteStorage(path)), serde=serde)
+        return cls(MemoryStore(storage_from(url)), serde=serde)
 
     @property
     def _codec(self) -> Codec:
@@ -382,42 +380,64 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     # --- rewinding
 
-    def rewind(self, config: RunnableConfig) -> RunnableConfig:
+    def rewind(self, config: RunnableConfig, *, expected: Preview | None = None) -> RunnableConfig:
         """Make an earlier checkpoint the head of its thread, and undo what the thread has put into memory since.
 
         One transaction, vectors included. The checkpoints after it stay in the history; the new head, whose
         config is returned, has its values. Facts that the thread's tasks committed, running on this checkpoint
         or a later one, get back what they were; raises `ConflictError`, having changed nothing, if another
-        session has changed one of them since.
+        session has changed one of them since, if facts would get back anything else than what is `expected`, or
+        from inside a running task of the thread: its run goes on from where it is, so that the thread would keep
+        what its memory has lost.
         """
-        return self._perform(self._rewind(config))
+        return self._perform(self._rewind(config, expected))
 
-    async def arewind(self, config: RunnableConfig) -> RunnableConfig:
+    async def arewind(self, config: RunnableConfig, *, expected: Preview | None = None) -> RunnableConfig:
         """See `rewind`."""
-        return await self._aperform(self._rewind(config))
+        return await self._aperform(self._rewind(config, expected))
 
-    def _rewind(self, config: RunnableConfig) -> Flow[RunnableConfig]:
+    def would_rewind(self, config: RunnableConfig) -> Preview:
+        """What `rewind` would change in the memory now; its `expected=` takes it."""
+        return self._perform(self._would_rewind(config))
+
+    async def awould_rewind(self, config: RunnableConfig) -> Preview:
+        """See `would_rewind`."""
+        return await self._aperform(self._would_rewind(config))
+
+    def _would_rewind(self, config: RunnableConfig) -> Flow[Preview]:
+        row = yield from self._goal(config)
+        return (yield from self.memory._core.would_undo(_undoing(row.place), None))
+
+    def _goal(self, config: RunnableConfig) -> Flow[CheckpointRow]:
+        """The checkpoint to rewind to."""
         thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
         if checkpoint_ns:
             raise ValidationFailed("rewind: goes to a checkpoint of the outermost graph, not of a subgraph")
-        row = None if checkpoint_id is None else (yield checkpoints.row_at(Place(thread_id, "", checkpoint_id)))
+        row: CheckpointRow | None = None
+        if checkpoint_id is not None:
+            row = yield checkpoints.row_at(Place(thread_id, "", checkpoint_id))
         if row is None:
             raise ValidationFailed(
                 f"rewind: there is no checkpoint {checkpoint_id!r} of thread {thread_id!r}; "
                 "pass the config of one from get_state_history"
             )
+        return row
+
+    def _rewind(self, config: RunnableConfig, expected: Preview | None) -> Flow[RunnableConfig]:
+        row = yield from self._goal(config)
+        running = running_task()
+        if running is not None and running.thread_id == row.place.thread_id:
+            raise ConflictError(
+                f"rewind: thread {running.thread_id!r} is running the task that asks for it, and its run would go on "
+                "from where it is; rewind when the run has ended, or take back only memory with "
+                "RollbackNode(revert=...) or memory.revert"
+            )
         metadata = self._metadata(row)
         fresh = str(uuid6())
         body = {**BodyLens(self.serde).body(row), "id": fresh, "ts": datetime.now(UTC).isoformat()}
         about = {**metadata, "source": "fork", "step": metadata.get("step", -1) + 1}
-        rollback = Rollback(
-            None,
-            None,
-            By(reason=f"rewound to checkpoint {checkpoint_id}"),
-            causes=(("thread_id", thread_id),),
-            ran_on=checkpoint_id,
-        )
         packed = encoded(self.serde, body, "the checkpoint"), encoded(self.serde, about, "metadata")
+        rollback = _undoing(row.place, expected)
         _, head = yield from self.memory._core.rewind(rollback, lambda: checkpoints.rewound(row.place, fresh, *packed))
         return config_of(head)
 
@@ -538,3 +558,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 class _Put:
     place: Place
     flow: Flow[dict[ValueKey, Stored]]
+
+
+def _undoing(place: Place, expected: Preview | None = None) -> Rollback:
+    """What rewinding to this checkpoint takes back."""
+    by = By(reason=f"rewound to checkpoint {place.checkpoint_id}")
+    causes = (("thread_id", place.thread_id),)
+    return Rollback(None, None, by, causes=causes, ran_on=place.checkpoint_id, expected=expected)

@@ -22,6 +22,7 @@ from memstate_langgraph.errors import ConflictError, FactNotFound, HookError, Me
 from memstate_langgraph.facts import Fact
 from memstate_langgraph.rules import Schema, canonical, dumped
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
+from memstate_langgraph.undoing import What, undo
 
 LONGEST = 600
 """Characters of a message or a fact that a model is shown."""
@@ -108,16 +109,18 @@ def create_memory_tools(
     types: Sequence[str] | None = None,
     namespace: Sequence[str] = ("memories", "{user_id}"),
     names: dict[str, str] | None = None,
+    approve_undo: bool = False,
 ) -> list[BaseTool]:
     """`remember, recall, update, forget, undo` for `ToolNode`, `bind_tools` and `create_agent`.
 
     `types` are the registered types that the model may touch; without it all that are registered now.
     The slots of `namespace` are filled from `config["configurable"]` or the runtime context; a missing one
     fails closed. The session is the thread. A call that is replayed (same thread, task and tool call)
-    writes once. `names` renames tools: `{"recall": "search_memory"}`.
+    writes once. `names` renames tools: `{"recall": "search_memory"}`. With `approve_undo` a human is asked before
+    anything is taken back, as `RollbackNode(approve=True)` does.
     """
     schemas = chosen(memory, types)
-    scripts = _Scripts(schemas)
+    scripts = _Scripts(schemas, approve_undo)
     template = Template(namespace)
     listed = ", ".join(schema.typename for schema in schemas)
     kinds: Any = Literal[tuple(schema.typename for schema in schemas)]
@@ -161,11 +164,14 @@ def create_memory_tools(
         ),
         (
             "undo",
-            "Take back the last changes to memory made in this conversation, the newest first.",
+            "Take back changes to memory made in this conversation: the last ones, or those of one tool call.",
             create_model(
                 "Undo",
                 __base__=_Arguments,
-                steps=(int, Field(default=1, ge=1, le=20, description="how many changes to take back")),
+                steps=(int, Field(default=1, ge=1, le=20, description="how many changes to take back, newest first")),
+                call=(str | None, Field(default=None, description="instead, those of the tool call with this id")),
+                this_turn=(bool, Field(default=False, description="instead, all since the user's last message")),
+                dry_run=(bool, Field(default=False, description="only say what would change")),
             ),
             scripts.undo,
         ),
@@ -243,7 +249,8 @@ def _without_default(schema: dict[str, Any]) -> None:
 class _Scripts:
     """What each tool does within a scope; `key` is its call's idempotency key."""
 
-    def __init__(self, schemas: Sequence[Schema]) -> None:
+    def __init__(self, schemas: Sequence[Schema], approve_undo: bool) -> None:
+        self.approve_undo = approve_undo
         self.models = {schema.typename: schema.model for schema in schemas}
         self.types = sorted(self.models)
 
@@ -289,18 +296,19 @@ class _Scripts:
         yield from ask("delete", fact_id, **self._by(scope, key, fact))
         return f"Forgot {fact_id}."
 
-    def undo(self, scope: Scope, key: str | None, steps: int) -> Script[str]:
-        touched = yield from ask(
-            "rollback",
-            steps,
-            session_id=scope.session_id,
-            actor="model",
-            namespace=scope.namespace,
-            types=self.types,
-            idempotency_key=key,
-            cause=scope.cause,
+    def undo(
+        self, scope: Scope, key: str | None, steps: int, call: str | None, this_turn: bool, dry_run: bool
+    ) -> Script[str]:
+        what: What | None = "run" if this_turn else None if call is None else {"tool_call_id": call}
+        done = yield from undo(
+            scope, steps, what, types=self.types, actor="model", key=key, dry_run=dry_run, approve=self.approve_undo
         )
-        return f"Taken back; facts touched: {', '.join(touched)}." if touched else "There was nothing to take back."
+        if dry_run:
+            return str(done.preview) if done.preview else "There is nothing to take back."
+        if done.declined:
+            return "Not agreed to by the user; nothing was taken back."
+        touched = ", ".join(done.touched)
+        return f"Taken back; facts touched: {touched}." if touched else "There was nothing to take back."
 
     def _within(self, scope: Scope, fact_id: str) -> Script[Fact | None]:
         """A fact in scope, None if there is no such fact; a neighbour's fact does not exist."""

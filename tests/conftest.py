@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from memstate_langgraph import MemoryStore
 from memstate_langgraph.staging import STAGES
+from memstate_langgraph.testing.places import Opener as Opener, opening
 from tests.models import register
 from tests.stores import PLACES, Place, Unreliable, chosen, hook_over
 
@@ -30,28 +30,10 @@ settings.register_profile(
 settings.load_profile("default")
 
 
-class Opener(Protocol):
-    def __call__(self, *hooks: object, strict: bool = False) -> MemoryStore: ...
-
-
-def _opener(place: Place, folder: Path) -> Iterator[Opener]:
-    opened: list[MemoryStore] = []
-
-    def open_store(*hooks: object, strict: bool = False) -> MemoryStore:
-        store = place.open(folder, hooks, strict=strict)
-        opened.append(store)
-        register(store)
-        return store
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
 @pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Makes a store on each of the storages in turn."""
-    yield from _opener(request.param, tmp_path)
+    yield from opening(request.param, tmp_path)
 
 
 DURABLE = [place for place in PLACES if place.durable]
@@ -60,7 +42,7 @@ DURABLE = [place for place in PLACES if place.durable]
 @pytest.fixture(params=DURABLE, ids=[place.name for place in DURABLE])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Makes stores that all have the same facts."""
-    yield from _opener(request.param, tmp_path)
+    yield from opening(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from tests.servers import postgres_url
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -30,6 +32,8 @@ def executed(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
     environment |= {"PYTHONPATH": str(ROOT), "ANONYMIZED_TELEMETRY": "False"}
+    if "MEMSTATE_POSTGRES_URL" in path.read_text(encoding="utf-8"):
+        environment["MEMSTATE_POSTGRES_URL"] = postgres_url()
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook, timeout=120, resources={"metadata": {"path": folder}}, record_timing=False, kernel_name="python3"

@@ -8,6 +8,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from typer.testing import CliRunner
 
 from memstate_langgraph import (
+    Cause,
     Constraint,
     Fact,
     LocalEmbeddings,
@@ -27,6 +29,7 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.cli.app import app
 from tests.models import Preference
+from tests.servers import postgres_url, schema_of
 
 VECTORS = ["--chroma", "chroma", "--collection", "memory", "--text-field", "content"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -187,7 +190,7 @@ def test_what_a_model_wrote_cannot_steer_the_terminal(folder: Path) -> None:
 
 def test_a_dry_run_shows_and_changes_nothing(folder: Path) -> None:
     planned = as_json("rollback", "state.db", "--session", "chat-1", "--dry-run")
-    assert [(entry["undoes"], entry["after"]["payload"]["content"]) for entry in planned] == [(2, "Ana is vegetarian")]
+    assert [change["after"]["payload"]["content"] for change in planned] == ["Ana is vegetarian"]
     assert "Ana eats fish again → Ana is vegetarian" in run("rollback", "state.db", "-s", "chat-1", "--dry-run").stdout
     assert len(as_json("log", "state.db")) == 3
 
@@ -222,7 +225,7 @@ def test_what_was_not_shown_is_not_undone(folder: Path, monkeypatch: pytest.Monk
         return True
 
     monkeypatch.setattr("typer.confirm", someone_else_then_yes)
-    assert "others changed" in run("rollback", "state.db", *VECTORS, code=3).stderr
+    assert "memory was changed since" in run("rollback", "state.db", *VECTORS, code=3).stderr
     assert [fact["payload"]["content"] for fact in as_json("query", "state.db", "note")] == ["trains", "meanwhile"]
 
 
@@ -236,6 +239,101 @@ def test_a_conflict_is_one_line(folder: Path) -> None:
 
 def test_there_may_be_nothing_to_undo(folder: Path) -> None:
     assert "nothing to undo" in run("rollback", "state.db", "--session", "nobody", "--yes").stderr
+
+
+def test_revert_undoes_by_cause(folder: Path) -> None:
+    cause = Cause(thread_id="chat-9", run_id="run-1")
+    with store(vectors=True) as memory:
+        position = memory.log(limit=1)[0].seq
+        memory.update("train", {"stars": 5}, cause=cause)
+        memory.commit(Fact(type="note", payload={"content": "later"}), cause=cause)
+        memory.commit(Fact(type="note", payload={"content": "of nobody"}))
+    shown = run("revert", "state.db", "--run", "run-1", "--dry-run").stdout
+    assert "stars: 5 → 4" in shown
+    assert "was content: later" in shown
+    assert "nothing to undo" in run("revert", "state.db", "--run", "run-2", "--yes").stderr
+    later = ["--thread", "chat-9", "--since", str(position + 1)]
+    assert [
+        change["before"]["payload"]["content"] for change in as_json("revert", "state.db", *later, "--dry-run")
+    ] == ["later"]
+    assert as_json("revert", "state.db", "--thread", "chat-9", "--yes", *VECTORS)["touched"]
+    with store(vectors=True) as memory:
+        assert {fact.payload.get("content") for fact in memory.query("note")} == {"trains", "of nobody"}
+        assert memory.get("train").payload["stars"] == 4  # type: ignore[union-attr]
+        assert memory.verify().ok
+
+
+def test_a_conversation_and_its_memory_are_rewound(folder: Path) -> None:
+    config: Any = {"configurable": {"thread_id": "chat-1"}}
+    with store(vectors=True) as memory:
+        talk = remembering(memory)
+        talk.invoke({"messages": [("user", "I like tea")]}, config)
+    first = as_json("threads", "state.db", "chat-1")[2]["checkpoint_id"]
+    shown = run("rewind", "state.db", "chat-1", first, *VECTORS, answer="n\n", code=3)
+    assert "was content: I like tea" in shown.stdout
+    assert "'chat-1' goes back" in shown.stderr
+    done = as_json("rewind", "state.db", "chat-1", first, "--yes", *VECTORS)
+    assert as_json("threads", "state.db", "chat-1")[-1]["checkpoint_id"] == done["checkpoint"]
+    assert len(done["touched"]) == 1
+    with store(vectors=True) as memory:
+        assert len(remembering(memory).get_state(config).values["messages"]) == 2
+        assert [fact.payload["content"] for fact in memory.query("note")] == ["trains"]
+        assert memory.verify().ok
+    assert "no fact would change, but thread 'chat-1'" in run("rewind", "state.db", "chat-1", first, "--dry-run").stderr
+
+
+def remembering(memory: MemoryStore) -> Any:
+    def remember(state: MessagesState) -> None:
+        memory.commit(Fact(type="note", payload={"content": state["messages"][-1].text}))
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("remember", remember)
+    graph.add_edge(START, "remember")
+    return graph.compile(checkpointer=MemStateCheckpointer(memory))
+
+
+# --- looking back
+
+
+def test_diff_tells_what_changed_between_moments(folder: Path) -> None:
+    changes = as_json("diff", "state.db", "1", "2")
+    assert [(c["before"]["payload"]["content"], c["after"]["payload"]["content"]) for c in changes] == [
+        ("Ana is vegetarian", "Ana eats fish again")
+    ]
+    result = run("diff", "state.db", "1")
+    assert [row.split()[:2] for row in result.stdout.splitlines()[1:]] == [["changes", "preference"], ["comes", "note"]]
+    assert "log 1 -> 3: 2 facts changed" in result.stderr
+    with store() as memory:
+        second = memory.log()[1].ts
+    local = second.astimezone(timezone(timedelta(hours=5)))
+    for moment in (second.isoformat(), local.isoformat(), second.replace(tzinfo=None).isoformat(" ")):
+        assert [change["fact_id"] for change in as_json("diff", "state.db", moment)] == ["train"]
+    checkpoint = as_json("threads", "state.db", "chat-1")[0]["checkpoint_id"]
+    assert "nothing changed" in run("diff", "state.db", f"chat-1/{checkpoint}").stderr
+    assert as_json("diff", "state.db", "0", f"chat-1/{checkpoint}")
+
+
+def test_query_as_of_a_moment(folder: Path) -> None:
+    found = as_json("query", "state.db", "preference", "--as-of", "1")
+    assert [fact["payload"]["content"] for fact in found] == ["Ana is vegetarian"]
+
+
+# --- other storages
+
+
+def test_a_file_is_copied_to_postgres_and_used_there(folder: Path) -> None:
+    url = f"{postgres_url()}{'&' if '?' in postgres_url() else '?'}schema={schema_of(folder)}"
+    assert "no such storage" in run("log", url, code=4).stderr
+    done = shell("copy", "state.db", url, "--vectors", "Chroma:memory", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"entries": 3, "facts": 2, "threads": 2, "vectors": 3}
+    assert as_json("log", url) == as_json("log", "state.db")
+    assert as_json("threads", url) == as_json("threads", "state.db")
+    run("rollback", url, "--session", "chat-1", "--yes", *VECTORS)
+    assert [fact["payload"]["content"] for fact in as_json("query", url, "preference")] == ["Ana is vegetarian"]
+    assert as_json("verify", url, *VECTORS)["ok"]
+    assert "history of its own" in run("copy", "state.db", url, code=3).stderr
+    assert as_json("stats", url)["bytes"] is None
 
 
 # --- checking and mending
@@ -332,6 +430,15 @@ def test_prune_keeps_what_it_says(folder: Path, options: list[str], kept: dict[s
         (["verify", "state.db", "--hook", "json:dumps"], 2, "json:dumps cannot be had"),
         (["verify", "state.db", "--hook", "builtins:dict"], 2, "not a VectorStoreSyncHook"),
         (["verify", "state.db", "--hook", "a:b", *VECTORS], 2, "brings its own vector store"),
+        (["diff", "state.db", "yesterday"], 2, "'yesterday' is no moment"),
+        (["diff", "state.db", "2", "1"], 2, "swap them"),
+        (["diff", "state.db", "chat-1/nothing"], 2, "no checkpoint 'nothing'"),
+        (["revert", "state.db"], 2, "say what, with --run"),
+        (["revert", "state.db", "--thread", "chat-1", "--since", "soon"], 2, "'soon' is no moment"),
+        (["rewind", "state.db", "chat-1", "nothing"], 2, "no checkpoint 'nothing'"),
+        (["rewind", "state.db", "chat-1", "00000000-0000-0000-0000-000000000000"], 2, "no checkpoint"),
+        (["copy", "typo.db", "new.db"], 4, "typo.db: there is no such file"),
+        (["log", "postgresql://me:secret@127.0.0.1:1/nothing"], 4, "cannot connect"),
         (["prune", "state.db", "--all"], 2, "give one of --keep-last"),
         (["prune", "state.db", "--keep-last", "1"], 2, "say of which threads"),
         (["prune", "state.db", "--keep-last", "1", "--thread", "nobody"], 2, "no checkpoints of thread 'nobody'"),
@@ -364,7 +471,22 @@ def test_typers_own_mistakes_have_the_same_exit_code(folder: Path) -> None:
 
 def test_the_help_names_every_command_and_the_exit_codes() -> None:
     text = run("--help").stdout
-    for word in ["log", "show", "query", "search", "threads", "stats", "rollback", "verify", "repair", "prune"]:
+    for word in [
+        "log",
+        "show",
+        "query",
+        "search",
+        "threads",
+        "stats",
+        "diff",
+        "rollback",
+        "revert",
+        "rewind",
+        "verify",
+        "repair",
+        "prune",
+        "copy",
+    ]:
         assert f"\n  {word} " in text
     assert "Exit codes: 0 done; 1 facts, log and vectors are not in step" in " ".join(text.split())
 
@@ -473,7 +595,7 @@ def test_a_terminal_gets_colours(folder: Path) -> None:
 
 
 def test_the_shell_completes_commands(folder: Path) -> None:
-    asked = {"_MEMSTATE_COMPLETE": "complete_bash", "COMP_WORDS": "memstate ro", "COMP_CWORD": "1"}
+    asked = {"_MEMSTATE_COMPLETE": "complete_bash", "COMP_WORDS": "memstate rol", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "memstate_langgraph.cli"],
         capture_output=True,

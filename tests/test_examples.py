@@ -28,7 +28,7 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["documents.py", "drift.py", "orders.py", "service.py"])
+@pytest.mark.parametrize("name", ["documents.py", "drift.py", "encrypted.py", "orders.py", "service.py"])
 def test_an_example_is_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 80
 

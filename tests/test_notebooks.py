@@ -11,7 +11,7 @@ from tests.notebooks import NOTEBOOKS, ROOT, executed, lasting
 
 
 def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) == 4
+    assert len(NOTEBOOKS) == 5
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

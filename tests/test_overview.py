@@ -81,8 +81,8 @@ def test_a_relative_url_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path("my state.db").exists()
 
 
-@pytest.mark.parametrize("url", ["sqlite:state.db", "sqlite://state.db", "sqlite:///", ""])
-def test_a_malformed_url_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["sqlite:state.db", "sqlite://state.db", "sqlite:///", "", None, 7])
+def test_a_malformed_url_is_refused(url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValidationFailed, match="storage"):
         storage_from(url)

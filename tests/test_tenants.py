@@ -10,6 +10,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from memstate_langgraph import (
+    Cause,
     ConflictError,
     ItemSyncHook,
     MemoryStore,
@@ -19,12 +20,21 @@ from memstate_langgraph import (
     RecallNode,
     RememberNode,
     RollbackNode,
+    ValidationFailed,
     create_memory_tools,
 )
 from tests.conftest import Opener
 from tests.models import Note, note
 from tests.stores import Words, hook_over, live
 
+BOBS: list[dict[str, Any]] = [
+    {"run_id": "run of bob"},
+    {"task_id": "task of bob"},
+    {"tool_call_id": "call of bob"},
+    {"since": 0},
+    {},
+]
+"""What a node could be told to take back that bob did."""
 SECRET = "the secret code is 1234"
 STRANGERS = ["ana", "bo", "bobby", "BOB", "*", "%", "b_b", 'bob"', '","bob', "bob\\", "memories", "{user_id}", "bob "]
 """What a tenant may be called who is not bob."""
@@ -35,7 +45,8 @@ def memory(open_store: Opener) -> MemoryStore:
     vectors = InMemoryVectorStore(Words())
     memory = open_store(hook_over(vectors, name="facts"), ItemSyncHook(InMemoryVectorStore(Words()), ["content"]))
     memory.register_schema("note", Note)
-    memory.commit(note(SECRET, "bobs", namespace=("memories", "bob"), session_id="thread of bob"))
+    cause = Cause(thread_id="thread of bob", tool_call_id="call of bob", run_id="run of bob", task_id="task of bob")
+    memory.commit(note(SECRET, "bobs", namespace=("memories", "bob"), session_id="thread of bob"), cause=cause)
     MemStateStore(plain(memory)).put(("memories", "bob"), "bobs", {"content": SECRET})
     return memory
 
@@ -56,9 +67,12 @@ class Door:
         self.runner = getattr(memory, "_runner", None)
 
     def __call__(self, thing: Any, given: Any, user: str) -> str:
+        return self.under(thing, given, config(user))
+
+    def under(self, thing: Any, given: Any, configured: Any) -> str:
         if self.runner is None:
-            return str(thing.invoke(given, config(user)))
-        return str(self.runner.run(thing.ainvoke(given, config(user))))
+            return str(thing.invoke(given, configured))
+        return str(self.runner.run(thing.ainvoke(given, configured)))
 
 
 @pytest.fixture
@@ -75,7 +89,8 @@ def test_no_tool_reaches_a_neighbour(memory: MemoryStore, invoke: Door, stranger
     for fact_id in ("bobs", item):
         answers.append(invoke(tools["update"], {"fact_id": fact_id, "changes": {"content": "mine"}}, stranger))
         answers.append(invoke(tools["forget"], {"fact_id": fact_id}, stranger))
-    answers.append(invoke(tools["undo"], {"steps": 20}, stranger))
+    undoing = ({"steps": 20}, {"call": "call of bob"}, {"this_turn": True}, {"steps": 20, "dry_run": True})
+    answers += [invoke(tools["undo"], arguments, stranger) for arguments in undoing]
     forged: list[dict[str, Any]] = [
         {"namespace": ["memories", "bob"]},
         {"user_id": "bob"},
@@ -100,11 +115,44 @@ def test_no_node_reaches_a_neighbour(memory: MemoryStore, invoke: Door, stranger
         assert invoke(node, state, "bob").count("1234") > told.count("1234")
     before = live(memory)
     invoke(RollbackNode(store, steps=20), state, stranger)
+    for revert in BOBS:
+        invoke(RollbackNode(store, revert=revert), state, stranger)
+        assert "1234" not in invoke(RollbackNode(store, revert=revert, dry_run=True, into="told"), state, stranger)
+    with pytest.raises(ValidationFailed):
+        invoke(RollbackNode(store, revert={"thread_id": "thread of bob"}), state, stranger)
     with pytest.raises(ConflictError):
         invoke(RememberNode(store, lambda _: [taken]), state, stranger)
     assert live(memory) == before
     invoke(RememberNode(store, "found"), state, stranger)
     assert [fact.payload["content"] for fact in memory.query("note", namespace=("memories", "bob"))] == [SECRET]
+
+
+def test_a_thread_that_two_share_does_not_open_their_memories(memory: MemoryStore, invoke: Door) -> None:
+    """The thread is bob's, whoever is let into it: his namespace is not."""
+    before = live(memory)
+    into_bobs: Any = {"configurable": {"user_id": "ana", "thread_id": "thread of bob"}}
+    store = plain(memory)
+    tools: dict[str, BaseTool] = {tool.name: tool for tool in create_memory_tools(store)}
+    for arguments in ({}, {"call": "call of bob"}, {"call": "call of bob", "dry_run": True}):
+        told = invoke.under(tools["undo"], arguments, into_bobs)
+        assert "not undone" in told
+        assert "1234" not in told
+    undoing: list[dict[str, Any]] = [{}, *({"revert": revert} for revert in BOBS), {"dry_run": True}]
+    for options in undoing:
+        with pytest.raises(ConflictError, match="outside the given scope"):
+            invoke.under(RollbackNode(store, **options), {"messages": []}, into_bobs)
+    assert live(memory) == before
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_the_past_is_as_closed_as_the_present(memory: MemoryStore, stranger: str) -> None:
+    mine = ("memories", stranger)
+    position = memory.log(limit=1)[0].seq
+    assert memory.query("note", namespace=mine, as_of=position) == []
+    assert memory.search(SECRET, None, namespace=mine, as_of=position) == []
+    assert not memory.would_undo(20, f"thread of {stranger}", namespace=mine)
+    with pytest.raises(ConflictError, match="outside the given scope"):
+        memory.would_undo(1, "thread of bob", namespace=mine)
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)

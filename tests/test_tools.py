@@ -431,7 +431,7 @@ def test_a_model_sees_the_real_fields_and_nothing_that_is_not_its_business(plain
         "recall": ["query", "limit", "type"],
         "update": ["fact_id", "changes"],
         "forget": ["fact_id"],
-        "undo": ["steps"],
+        "undo": ["steps", "call", "this_turn", "dry_run"],
     }
     note, preference, law = shown["remember"]["properties"]["fact"]["anyOf"]
     assert note["properties"]["type"]["const"] == "note"

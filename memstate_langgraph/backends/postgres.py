@@ -40,7 +40,15 @@ CONNECT_TIMEOUT = 10
 class _Server:
     """How to reach the server: what both doors of a storage share besides the rules."""
 
-    def __init__(self, source: str | AnyPool, pool_size: int, schema: str, prefix: str, busy_timeout: float) -> None:
+    def __init__(
+        self,
+        source: str | AnyPool,
+        pool_size: int,
+        schema: str,
+        prefix: str,
+        busy_timeout: float,
+        must_exist: bool,
+    ) -> None:
         if isinstance(source, str):
             self.given: AnyPool | None = None
             conninfo, kwargs, self.pool_size = source, {}, pool_size
@@ -53,7 +61,7 @@ class _Server:
             raise ValidationFailed(f"url: must be a URL, a ConnectionPool or an AsyncConnectionPool, not {source!r}")
         if pool_size < 1:
             raise ValidationFailed(f"pool_size: must be at least 1, not {pool_size!r}")
-        self.engine = PostgresEngine(named(conninfo), schema, prefix, busy_timeout)
+        self.engine = PostgresEngine(named(conninfo), schema, prefix, busy_timeout, must_exist)
         self.conninfo = conninfo
         self.autocommit = self.given is None or bool(kwargs.get("autocommit"))
         self.kwargs = {"connect_timeout": CONNECT_TIMEOUT, **kwargs, "autocommit": True}
@@ -121,7 +129,8 @@ class PostgresStorage:
     Takes the URL of a PostgreSQL 13 or newer, or a `psycopg_pool` that you already have. Makes its tables when it is
     first opened; from then on a role with USAGE on the schema and SELECT, INSERT, UPDATE, DELETE on its tables
     (SELECT, INSERT on `log`) is enough. `busy_timeout` is for how many seconds a call waits for locks, connections
-    and a server that is away before it raises `StorageBusy` or `StorageError`.
+    and a server that is away before it raises `StorageBusy` or `StorageError`. With `must_exist` tables that are not
+    there are a `StorageError`.
     """
 
     def __init__(
@@ -132,8 +141,9 @@ class PostgresStorage:
         prefix: str = "",
         pool_size: int = 10,
         busy_timeout: float = 30.0,
+        must_exist: bool = False,
     ) -> None:
-        self._face(_Server(url, pool_size, schema, prefix, busy_timeout))
+        self._face(_Server(url, pool_size, schema, prefix, busy_timeout, must_exist))
         drive(self.engine.opening(), self._answer)
 
     @classmethod
@@ -220,8 +230,9 @@ class AsyncPostgresStorage:
         prefix: str = "",
         pool_size: int = 10,
         busy_timeout: float = 30.0,
+        must_exist: bool = False,
     ) -> None:
-        self._face(_Server(url, pool_size, schema, prefix, busy_timeout))
+        self._face(_Server(url, pool_size, schema, prefix, busy_timeout, must_exist))
 
     @classmethod
     def over(cls, server: _Server) -> AsyncPostgresStorage:

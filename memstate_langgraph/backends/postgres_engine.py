@@ -160,7 +160,7 @@ class Transaction:
 class PostgresEngine:
     """The rules for using one schema of one database; both doors share it."""
 
-    def __init__(self, where: str, schema: str, prefix: str, busy_timeout: float) -> None:
+    def __init__(self, where: str, schema: str, prefix: str, busy_timeout: float, must_exist: bool = False) -> None:
         for name, text in (("schema", schema), ("prefix", "_" if prefix == "" else prefix)):
             if not (isinstance(cast("object", text), str) and NAME.fullmatch(text)):
                 raise ValidationFailed(
@@ -169,7 +169,7 @@ class PostgresEngine:
         if busy_timeout <= 0:
             raise ValidationFailed(f"busy_timeout: must be more than 0 seconds, not {busy_timeout!r}")
         self.where = f"{where}, schema {schema!r}" + (f", prefix {prefix!r}" if prefix else "")
-        self.schema, self.prefix, self.busy_timeout = schema, prefix, busy_timeout
+        self.schema, self.prefix, self.busy_timeout, self.must_exist = schema, prefix, busy_timeout, must_exist
         self.closed = False
         self._prepared = False
         self._script = resources.files(__package__).joinpath("schema/postgres.sql").read_text("utf-8")
@@ -411,6 +411,8 @@ class PostgresEngine:
         wire = yield from self._borrow(self.busy_timeout, alone=True)
         try:
             if not (yield from self._is_set_up(wire)):
+                if self.must_exist:
+                    raise StorageError(f"{self.where}: there is no such storage")
                 yield from self._set_up(wire)
         except psycopg.errors.InsufficientPrivilege as error:
             raise StorageError(

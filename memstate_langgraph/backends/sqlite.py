@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -51,6 +52,16 @@ class _Dialect:
 _DIALECT = _Dialect()
 
 
+@dataclass(frozen=True, slots=True)
+class SQLiteDriver:
+    """Another build of SQLite behind the interface of Python's `sqlite3`, such as SQLCipher: its module, and the
+    statements with which each connection begins.
+    """
+
+    module: Any = sqlite3
+    first: tuple[str, ...] = field(default=(), repr=False)  # may hold a key
+
+
 class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
 
@@ -58,7 +69,13 @@ class _Contention(Exception):
 class SQLiteEngine:
     """The connections to one file and the rules for using them; both doors share it, from any thread."""
 
-    def __init__(self, path: str | Path, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
         if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
             raise ValidationFailed(f"synchronous: must be OFF, NORMAL, FULL or EXTRA, not {synchronous!r}")
         if busy_timeout <= 0:
@@ -70,6 +87,7 @@ class SQLiteEngine:
         self.identity: Hashable = self if self.in_memory else os.path.realpath(self.path)
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
+        self._driver = driver or SQLiteDriver()
         self._lock = threading.Lock()
         self._pool = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
@@ -94,15 +112,17 @@ class SQLiteEngine:
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(
+            connection: sqlite3.Connection = self._driver.module.connect(
                 self.path, timeout=1.0, isolation_level=None, check_same_thread=False, cached_statements=512
             )
             try:
+                for statement in self._driver.first:
+                    connection.execute(statement)
                 self._prepare(connection)
             except BaseException:
                 connection.close()
                 raise
-        except sqlite3.Error as error:
+        except self._driver.module.Error as error:
             raise self._ours(error) from error
         return connection
 
@@ -186,7 +206,7 @@ class SQLiteEngine:
             finally:
                 if relaxed:
                     connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        except sqlite3.Error as error:
+        except self._driver.module.Error as error:
             raise self._ours(error) from error
         return result
 
@@ -204,10 +224,10 @@ class SQLiteEngine:
                 else:
                     self._readers.append(connection)
 
-    def _ours(self, error: sqlite3.Error) -> Exception:
+    def _ours(self, error: Exception) -> Exception:
         """The driver's errors as ours, in this one place."""
-        busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in busy:
+        code = getattr(error, "sqlite_errorcode", 0)  # the driver's own complaints have none
+        if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return _Contention(str(error))
         return StorageError(f"{self.path}: {error}")
 
@@ -229,7 +249,7 @@ class SQLiteEngine:
                 self._refuse_if_closed()
                 try:
                     rows = self.writer.execute(f"PRAGMA {text}").fetchall()
-                except sqlite3.Error as error:
+                except self._driver.module.Error as error:
                     raise self._ours(error) from error
             return int(rows[0][0]) if rows else 0
 
@@ -257,10 +277,10 @@ class SQLiteEngine:
 
     def warnings(self) -> list[str]:
         """What about this SQLite deserves a word in `verify()`."""
-        if self.in_memory or sqlite3.sqlite_version_info >= (3, 51, 3):
+        if self.in_memory or self._driver.module.sqlite_version_info >= (3, 51, 3):
             return []
         return [
-            f"SQLite {sqlite3.sqlite_version} is older than 3.51.3, in which a rare race between two "
+            f"SQLite {self._driver.module.sqlite_version} is older than 3.51.3, in which a rare race between two "
             "connections resetting the write-ahead log was repaired"
         ]
 
@@ -283,8 +303,15 @@ class SQLiteStorage:
     waits for other processes before `StorageBusy`.
     """
 
-    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
-        self.engine = SQLiteEngine(path, synchronous, busy_timeout)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
+        self.engine = SQLiteEngine(path, synchronous, busy_timeout, driver)
 
     @classmethod
     def over(cls, engine: SQLiteEngine) -> SQLiteStorage:
@@ -317,8 +344,15 @@ class AsyncSQLiteStorage:
     transaction open: its plan never began, or ran to its end before the call returned.
     """
 
-    def __init__(self, path: str | Path, *, synchronous: Synchronous = "FULL", busy_timeout: float = 30.0) -> None:
-        self._face(SQLiteEngine(path, synchronous, busy_timeout))
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        synchronous: Synchronous = "FULL",
+        busy_timeout: float = 30.0,
+        driver: SQLiteDriver | None = None,
+    ) -> None:
+        self._face(SQLiteEngine(path, synchronous, busy_timeout, driver))
 
     @classmethod
     def over(cls, engine: SQLiteEngine) -> AsyncSQLiteStorage:
@@ -437,6 +471,7 @@ __all__ = [
     "AsyncInMemoryStorage",
     "AsyncSQLiteStorage",
     "InMemoryStorage",
+    "SQLiteDriver",
     "SQLiteEngine",
     "SQLiteStorage",
 ]

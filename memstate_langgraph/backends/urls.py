@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 from memstate_langgraph.errors import StorageError, ValidationFailed
@@ -20,14 +20,16 @@ Opener = Callable[[str, bool], "Storage"]
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 
 
-def storage_from(url: str, *, must_exist: bool = False) -> Storage:
+def storage_from(url: str | Path, *, must_exist: bool = False) -> Storage:
     """The storage of a URL (`sqlite:///state.db`), or of a bare path, which is a SQLite file.
 
-    `sqlite:///` is followed by the path: relative, or with a fourth slash absolute. `must_exist` raises
-    `StorageError` where opening would make a new, empty storage.
+    `sqlite:///` is followed by the path: relative, or with a fourth slash absolute. `postgresql://` is PostgreSQL's
+    own URL, which may also name the `schema` and `prefix` of the tables: `postgresql://host/db?schema=memstate`.
+    `must_exist` raises `StorageError` where opening would make a new, empty storage.
     """
-    if not url:
-        raise ValidationFailed("storage: must be a URL or a path, not empty")
+    if not isinstance(cast("object", url), str | Path) or not str(url):
+        raise ValidationFailed(f"storage: must be a URL or a path, not {url!r}")
+    url = str(url)
     scheme = _SCHEME.match(url)
     if scheme is None or Path(url).exists():
         return _sqlite_file(url, must_exist)
@@ -56,5 +58,19 @@ def _sqlite_file(path: str, must_exist: bool) -> Storage:
     return SQLiteStorage(path)
 
 
-OPENERS: dict[str, Opener] = {"sqlite": _sqlite}
+def _postgres(url: str, must_exist: bool) -> Storage:
+    try:
+        from memstate_langgraph.backends.postgres import PostgresStorage
+    except ImportError as error:
+        raise StorageError(
+            f"storage: PostgreSQL needs the extra postgres ({error}): pip install 'memstate-langgraph[postgres]'"
+        ) from error
+    server, _, query = url.partition("?")
+    parts = [part.partition("=") for part in query.split("&") if part]
+    ours: dict[str, Any] = {name: unquote(value) for name, _, value in parts if name in ("schema", "prefix")}
+    theirs = "&".join("".join(part) for part in parts if part[0] not in ours)
+    return PostgresStorage(f"{server}?{theirs}" if theirs else server, must_exist=must_exist, **ours)
+
+
+OPENERS: dict[str, Opener] = {"postgres": _postgres, "postgresql": _postgres, "sqlite": _sqlite}
 """By scheme. A new backend adds its line here, with an opener that imports its driver when it is called."""

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from memstate_langgraph.cli import changing, reading
+from memstate_langgraph.cli import changing, reading, undoing
+from memstate_langgraph.cli.opening import VECTOR_OPTIONS
 from memstate_langgraph.errors import ConflictError, FactNotFound, MemoryStoreError, ValidationFailed
 
 WRONG_INPUT = 2
@@ -17,10 +18,11 @@ REFUSED = 3
 FAILED = 4
 INTERRUPTED = 130
 
-HELP = """Look into the memory of an agent, check it, roll it back.
+HELP = f"""Look into the memory of an agent, check it, roll it back.
 
-STORAGE is a URL such as sqlite:///state.db, or the path of a SQLite file. Commands that need the vectors take
---chroma FOLDER --collection NAME --text-field FIELD, or --hook MODULE:NAME for any other hook of yours.
+STORAGE is a URL such as sqlite:///state.db or postgresql://user@host/database, or the path of a SQLite file.
+Commands that need the vectors take {VECTOR_OPTIONS}
+for any other hook of yours.
 
 Exit codes: 0 done; 1 facts, log and vectors are not in step; 2 wrong input, or no such thing; 3 refused, by you or
 because of a conflict, and nothing was changed; 4 the storage or the vector store failed; 70 a fault of this
@@ -76,9 +78,13 @@ for command in (
     reading.search,
     reading.threads,
     reading.stats,
-    changing.rollback,
+    reading.diff,
+    undoing.rollback,
+    undoing.revert,
+    undoing.rewind,
     changing.verify,
     changing.repair,
     changing.prune,
+    changing.copy,
 ):
     app.command()(command)

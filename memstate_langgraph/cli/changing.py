@@ -1,4 +1,4 @@
-"""Commands that check and change. What destroys or takes back is shown first and asked for."""
+"""Commands that check, mend, delete and move. What destroys is shown first and asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from memstate_langgraph import moving
+from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.care import Report
 from memstate_langgraph.cli.opening import (
     ChromaOption,
@@ -23,106 +25,15 @@ from memstate_langgraph.cli.opening import (
     counts_of,
     opened,
 )
-from memstate_langgraph.cli.printing import bars, changed, console, note, print_json, print_table, safe, working
-from memstate_langgraph.errors import ConflictError, HookError, ValidationFailed
-from memstate_langgraph.facts import Entry, Fact
-from memstate_langgraph.flows import preview
+from memstate_langgraph.cli.printing import bars, console, note, print_json, safe, working
+from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.overview import overview
-from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.rules import MAX_COUNT
 from memstate_langgraph.saver import MemStateCheckpointer
 
 NOT_IN_STEP = 1
-ACTOR = "memstate command"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def rollback(
-    storage: StorageArgument,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=MAX_COUNT, help="How many transactions.")] = 1,
-    session: Annotated[str | None, typer.Option("--session", "-s", help="Only those of this session.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why; the log keeps it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
-    yes: YesOption = False,
-    as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
-) -> None:
-    """Undo the last transactions in force (of a session): all of them, or none on a conflict.
-
-    Where facts have vectors it needs them too: --chroma ..., or --hook.
-    """
-    vectors = Vectors(chroma, collection, text_field, hook)
-    with opened(storage, vectors) as memory:
-        planned = _planned(memory, steps, session)
-        if dry_run:
-            _print_plan(planned, as_json)
-            return
-        if not planned:
-            _print_plan([], as_json)
-            return
-        _need_vectors(memory, vectors)
-        if not yes:
-            _print_plan(planned, as_json=False)
-            typer.confirm("Undo this?", abort=True, err=True)
-        _guard(memory, planned)
-        try:
-            touched = memory.rollback(steps, session, ACTOR, reason)
-        except HookError as error:
-            if isinstance(error.__cause__, ConflictError):
-                raise error.__cause__ from error
-            raise
-    if as_json:
-        print_json({"touched": touched})
-    else:
-        console().print(f"undone; facts touched: {len(touched)}")
-
-
-def _planned(memory: MemoryStore, steps: int, session: str | None) -> list[Entry]:
-    """The entries that a rollback would append now: its own plan, run in a read transaction."""
-    change = Rollback(steps, session, By(None, ACTOR))
-    return memory.storage.run(preview((change,), memory._core.new_draft)).entries
-
-
-def _print_plan(planned: list[Entry], as_json: bool) -> None:
-    if as_json:
-        print_json(planned)
-        return
-    rows = [
-        (
-            entry.undoes,
-            (entry.after or entry.before or Fact(type="", payload={})).type,
-            "comes back" if entry.before is None else "goes" if entry.after is None else "changes back",
-            changed(entry.before, entry.after),
-            entry.session_id,
-            entry.fact_id,
-        )
-        for entry in planned
-    ]
-    print_table(("undoes", "type", "what", "payload", "session", "fact"), rows, empty="there is nothing to undo")
-
-
-def _guard(memory: MemoryStore, planned: list[Entry]) -> None:
-    """Refuse what was not shown: others may have changed things while the user read."""
-    shown = [(entry.fact_id, entry.before, entry.after) for entry in planned]
-
-    def veto(_operation: Any, fact_id: str, fact: Fact | None) -> None:
-        if not any(fact_id == known and fact == (after or before) for known, before, after in shown):
-            raise ConflictError("others changed the memory meanwhile; nothing was undone, look again and repeat")
-
-    memory.add_hook(veto)
-
-
-def _need_vectors(memory: MemoryStore, vectors: Vectors) -> None:
-    names = collections_of(counts_of(memory))
-    if names and not vectors.named:
-        raise ValidationFailed(
-            f"facts of this storage have vectors in {', '.join(map(repr, names))}: to undo both together, give "
-            "--chroma FOLDER --collection NAME --text-field FIELD, or --hook MODULE:NAME"
-        )
 
 
 def verify(
@@ -159,11 +70,7 @@ def repair(
     It needs the vectors: --chroma ..., or --hook. Facts and log are never changed.
     """
     vectors = Vectors(chroma, collection, text_field, hook)
-    if not vectors.named:
-        raise ValidationFailed(
-            "repair mends vectors: say where they are with --chroma FOLDER --collection NAME --text-field FIELD, "
-            "or --hook MODULE:NAME"
-        )
+    vectors.require("repair mends vectors")
     with opened(storage, vectors) as memory:
         with working("comparing"):
             before = memory.verify()
@@ -238,3 +145,25 @@ def _strategy(keep_last: int | None, older_than: str | None, delete: bool) -> di
     if age is None:
         raise ValidationFailed(f"--older-than: {older_than!r} is no age; write 90s, 15m, 12h, 30d or 8w")
     return {"strategy": "max_age", "max_age": timedelta(**{_UNITS[age[2]]: int(age[1])})}
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A URL, or the path of a SQLite file.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The same; it is made if it is not there.")],
+    vectors: Annotated[
+        list[str] | None,
+        typer.Option("--vectors", metavar="NAME", help="A collection that stays in use; may be repeated. See stats."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy facts, log and checkpoints into an empty storage, and compare what arrived.
+
+    It may be stopped and called again. Nobody should write to either side meanwhile. A new vector store is filled
+    with repair on the target.
+    """
+    with opened(source) as old, MemoryStore(storage_from(target)) as new, bars() as progress:
+        moved = moving.copy(old, new, vectors=vectors or (), progress=progress)
+    if as_json:
+        print_json(asdict(moved))
+        return
+    console().print(f"{moved.facts} facts, {moved.entries} log entries and {moved.threads} threads are there, compared")

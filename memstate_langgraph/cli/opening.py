@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import Counts
 from memstate_langgraph.overview import overview
+from memstate_langgraph.past import Moment
 from memstate_langgraph.vectors import VectorStoreSyncHook
 
 StorageArgument = Annotated[str, typer.Argument(metavar="STORAGE", help="A URL, or the path of a SQLite file.")]
@@ -43,6 +45,9 @@ HookOption = Annotated[
 ]
 
 
+VECTOR_OPTIONS = "--chroma FOLDER --collection NAME --text-field FIELD, or --hook MODULE:NAME"
+
+
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """How the user said where the vectors are."""
@@ -55,6 +60,10 @@ class Vectors:
     @property
     def named(self) -> bool:
         return self != Vectors()
+
+    def require(self, why: str) -> None:
+        if not self.named:
+            raise ValidationFailed(f"{why}: say where they are with {VECTOR_OPTIONS}")
 
     def open(self) -> VectorStoreSyncHook | None:
         if not self.named:
@@ -130,9 +139,26 @@ def _refuse_stranger(hook: VectorStoreSyncHook, counts: Counts) -> None:
     if known and hook.name not in known:
         raise ValidationFailed(
             f"the storage keeps no vectors in a collection {hook.name!r}; it knows {', '.join(map(repr, known))}. "
-            "Give the options that the application opens it with, or its hook: --hook MODULE:NAME"
+            "Give the options that the application opens it with, or its hook"
         )
     if not known and hook.ids():
         raise ValidationFailed(
             f"the storage keeps no vectors at all, but {hook.name!r} holds some: they belong to another storage"
         )
+
+
+def moment_of(text: str) -> Moment:
+    """A position of the log, a time (UTC unless it says otherwise), or THREAD/CHECKPOINT."""
+    if text.isdecimal():
+        return int(text)
+    thread_id, slash, checkpoint_id = text.rpartition("/")
+    if slash:
+        return {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}}
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValidationFailed(
+            f"{text!r} is no moment; give a position of the log such as 17, a time such as '2026-01-31 12:00', or a "
+            "checkpoint as THREAD/CHECKPOINT"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

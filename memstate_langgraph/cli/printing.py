@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskI
 from rich.table import Table
 from rich.text import Text
 
+from memstate_langgraph.differences import Changes
 from memstate_langgraph.facts import Entry, Fact
 from memstate_langgraph.rules import canonical
 from memstate_langgraph.run import Progress
@@ -29,6 +31,7 @@ NUMBERS = frozenset({"seq", "version", "score", "step", "number", "checkpoints",
 IDS = frozenset({"id", "fact", "checkpoint"})
 SHORT = NUMBERS | {"change", "type", "what"}
 
+_BECAME = {"+": "comes", "-": "goes", "~": "changes"}
 COLOURS = {"COMMIT": "green", "UPDATE": "yellow", "DELETE": "red", "DISCARD_SESSION": "red", "ROLLBACK": "magenta"}
 
 
@@ -83,6 +86,17 @@ def when(moment: datetime | None) -> str:
 
 def payload(fact: Fact | None) -> str:
     return "" if fact is None else canonical(fact.payload)
+
+
+def print_changes(found: Changes, as_json: bool, *, empty: str) -> None:
+    if as_json:
+        print_json([asdict(one) for one in found.changes])
+        return
+    rows = [
+        (_BECAME[one.sign], one.fact.type, changed(one.before, one.after), one.fact.session_id, one.fact_id)
+        for one in found.changes
+    ]
+    print_table(("what", "type", "payload", "session", "fact"), rows, empty=empty)
 
 
 def operation(entry: Entry) -> Text:

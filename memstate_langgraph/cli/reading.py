@@ -19,6 +19,7 @@ from memstate_langgraph.cli.opening import (
     StorageArgument,
     TextFieldOption,
     Vectors,
+    moment_of,
     opened,
 )
 from memstate_langgraph.cli.printing import (
@@ -26,6 +27,7 @@ from memstate_langgraph.cli.printing import (
     note,
     operation,
     payload,
+    print_changes,
     print_json,
     print_table,
     safe,
@@ -43,6 +45,7 @@ from memstate_langgraph.rules import CHECKPOINT_TYPE, FIELDS, MAX_COUNT
 _CONDITION = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 _OPERATORS = {"=": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
 
+MomentArgument = Annotated[str, typer.Argument(metavar="MOMENT", help="Such as 17, '2026-01-31 12:00', chat-1/1f0c...")]
 LimitOption = Annotated[int | None, typer.Option("--limit", "-l", min=1, max=MAX_COUNT, help="How many at most.")]
 
 
@@ -79,6 +82,20 @@ def show(
         _print_entries(entries, as_json, causes=True)
 
 
+def diff(
+    storage: StorageArgument,
+    start: MomentArgument,
+    end: Annotated[str | None, typer.Argument(metavar="[MOMENT]", help="The later one; now, if left out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What changed between two moments: positions of the log, times (UTC), or checkpoints as THREAD/CHECKPOINT."""
+    with opened(storage) as memory:
+        found = memory.diff(moment_of(start), None if end is None else moment_of(end))
+    print_changes(found, as_json, empty="nothing changed")
+    if not as_json and found:
+        note(found.heading())
+
+
 def _about(memory: MemoryStore, thing: str) -> list[Entry] | None:
     """The entry of a seq, or those of a transaction."""
     if thing.isdecimal() and int(thing) <= MAX_COUNT and (found := _entries(memory, ReadLog(seqs=(int(thing),)))):
@@ -100,11 +117,15 @@ def query(
     session: SessionOption = None,
     namespace: NamespaceOption = None,
     limit: LimitOption = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="MOMENT", help="As they were then; see diff for moments.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Live facts, in the order of their last change."""
+    moment = None if as_of is None else moment_of(as_of)
     with opened(storage) as memory:
-        found = memory.query(typename, _filters(where), session, _namespace(namespace), limit)
+        found = memory.query(typename, _filters(where), session, _namespace(namespace), limit, moment)
     if as_json:
         print_json(found)
     else:
@@ -127,11 +148,7 @@ def search(
 ) -> None:
     """Live facts nearest in meaning, best first. It needs the vectors: --chroma ..., or --hook."""
     vectors = Vectors(chroma, collection, text_field, hook)
-    if not vectors.named:
-        raise ValidationFailed(
-            "search looks through vectors: say where they are with --chroma FOLDER --collection NAME "
-            "--text-field FIELD, or --hook MODULE:NAME"
-        )
+    vectors.require("search looks through vectors")
     with opened(storage, vectors) as memory, working("searching"):
         found = memory.search(words, limit, _filters(where), None, typename, _namespace(namespace), session)
     if as_json:
@@ -219,7 +236,7 @@ def _print_entries(entries: list[Entry], as_json: bool, *, causes: bool = False)
             entry.seq,
             when(entry.ts),
             operation(entry),
-            (entry.after or entry.before or Fact(type="", payload={})).type,
+            entry.type,
             changed(entry.before, entry.after),
             entry.session_id,
             " ".join(part for part in (entry.actor, entry.reason) if part),

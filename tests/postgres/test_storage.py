@@ -26,6 +26,7 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
+from memstate_langgraph.backends.urls import storage_from
 from tests.models import Preference, note, preference
 from tests.postgres.helpers import ask, open_store
 from tests.servers import behind_its_back, schema_of
@@ -191,3 +192,29 @@ def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path:
             memory.commit(note("x"))
         memory.commit(note("x"))
         assert len(memory.log()) == 1
+
+
+def test_a_url_names_schema_and_prefix(url: str, tmp_path: Path) -> None:
+    schema = schema_of(tmp_path)
+    joined = "&" if "?" in url else "?"
+    with open_store(url, tmp_path, prefix="eu_") as memory:
+        memory.commit(note("in the eu"))
+    for scheme in ("postgresql", "postgres"):
+        named = url.replace("postgresql", scheme, 1)
+        with MemoryStore(storage_from(f"{named}{joined}schema={schema}&prefix=eu_", must_exist=True)) as memory:
+            assert [fact.payload["content"] for fact in memory.query()] == ["in the eu"]
+    with MemStateCheckpointer.from_conn_string(f"{url}{joined}schema={schema}&prefix=eu_") as saver:
+        assert isinstance(saver.memory, MemoryStore)
+        assert len(saver.memory.query("note")) == 1
+
+
+def test_looking_makes_no_tables(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
+    schema = schema_of(tmp_path)
+    asked = "SELECT count(*) FROM pg_namespace WHERE nspname = %s"
+    with pytest.raises(StorageError, match=f"{schema}.*no such storage"):
+        storage_from(f"{url}{'&' if '?' in url else '?'}schema={schema}", must_exist=True)
+    assert admin.execute(asked, (schema,)).fetchall() == [(0,)]
+    admin.execute(f"CREATE SCHEMA {schema}")  # there, and empty
+    with pytest.raises(StorageError, match="no such storage"):
+        PostgresStorage(url, schema=schema, must_exist=True)
+    assert admin.execute("SELECT 1 FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []

@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from memstate_langgraph import ConflictError, Fact, HookError, MemoryStore, Operation, ValidationFailed
-from tests.conftest import Opener
-from tests.models import note
-from tests.stores import Unreliable, assert_in_step, found, hook_over, live, texts
+from memstate_langgraph.testing.models import note
+from memstate_langgraph.testing.places import Opener, Unreliable, assert_in_step, found, hook_over, live, texts
 
 
 def apart_from_version(facts: dict[str, Fact]) -> dict[str, Fact]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memstate_langgraph import ConflictError, Fact, FactNotFound, HookError, MemoryStore, ValidationFailed
-from tests.conftest import Opener
-from tests.models import note, preference
-from tests.stores import Unreliable, assert_in_step, found, hook_over, live, texts
+from memstate_langgraph.testing.models import note, preference
+from memstate_langgraph.testing.places import Opener, Unreliable, assert_in_step, found, hook_over, live, texts
 
 
 def test_all_of_it_is_one_transaction_of_the_log(memory: MemoryStore) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -22,19 +20,14 @@ from memstate_langgraph import (
     checkpoints,
 )
 from memstate_langgraph.ops import LastSeq, Plan
-from tests.models import Note, note
-from tests.stores import PLACES, Place, Unreliable, assert_in_step, hook_over, live
+from memstate_langgraph.testing.models import note
+from memstate_langgraph.testing.places import Opener, Unreliable, assert_in_step, hook_over, live
 
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 
 
-@pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])
-def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryStore]:
-    place: Place = request.param
-    memory = place.open(tmp_path, [hook_over(Unreliable(), grace=0.0, late=0.0)])
-    memory.register_schema("note", Note)
-    yield memory
-    memory.close()
+def vectored(open_store: Opener) -> MemoryStore:
+    return open_store(hook_over(Unreliable(), grace=0.0, late=0.0))
 
 
 def contents(memory: MemoryStore, **options: Any) -> list[str]:
@@ -44,7 +37,8 @@ def contents(memory: MemoryStore, **options: Any) -> list[str]:
 # --- undoing by cause
 
 
-def test_what_a_run_did_is_undone_and_nothing_else(memory: MemoryStore) -> None:
+def test_what_a_run_did_is_undone_and_nothing_else(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("before", "a"))
     memory.commit(note("of run 1", "b"), cause=Cause(run_id="1", thread_id="t", tool_call_id="c1"))
     memory.update("a", {"content": "changed by run 2"}, cause=Cause(run_id="2", thread_id="t"))
@@ -60,7 +54,8 @@ def test_what_a_run_did_is_undone_and_nothing_else(memory: MemoryStore) -> None:
     assert_in_step(memory)
 
 
-def test_only_what_came_since_is_undone(memory: MemoryStore) -> None:
+def test_only_what_came_since_is_undone(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("first", "a"), cause=Cause(thread_id="t"))
     position = memory.log(limit=1)[0].seq
     memory.commit(note("second", "b"), cause=Cause(thread_id="t"))
@@ -68,7 +63,8 @@ def test_only_what_came_since_is_undone(memory: MemoryStore) -> None:
     assert contents(memory) == ["first"]
 
 
-def test_undoing_a_cause_clobbers_nobody(memory: MemoryStore) -> None:
+def test_undoing_a_cause_clobbers_nobody(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("of the run", "a"), session_id="mine", cause=Cause(run_id="1"))
     memory.commit(note("of the run too", "b"), session_id="mine", cause=Cause(run_id="1"))
     memory.update("a", {"content": "theirs"}, session_id="other")
@@ -83,7 +79,8 @@ def test_undoing_a_cause_clobbers_nobody(memory: MemoryStore) -> None:
 # --- the past
 
 
-def test_the_past_is_read_as_it_was(memory: MemoryStore) -> None:
+def test_the_past_is_read_as_it_was(open_store: Opener) -> None:
+    memory = vectored(open_store)
     assert contents(memory, as_of=0) == []
     seen: list[tuple[int, dict[str, Any], list[str]]] = []
 
@@ -117,14 +114,16 @@ def test_the_past_is_read_as_it_was(memory: MemoryStore) -> None:
     assert memory.search("two", as_of=seen[1][0])[0].fact.payload["content"] == "two"
 
 
-def test_moments_that_are_none_are_named(memory: MemoryStore) -> None:
+def test_moments_that_are_none_are_named(open_store: Opener) -> None:
+    memory = vectored(open_store)
     moments: tuple[Any, ...] = (-1, True, "yesterday", datetime(2026, 1, 1), {"configurable": {}}, CONFIG)  # noqa: DTZ001 -- naive
     for bad in moments:
         with pytest.raises(ValidationFailed, match="as_of"):
             memory.get("a", as_of=bad)
 
 
-def test_a_difference_tells_what_changed(memory: MemoryStore) -> None:
+def test_a_difference_tells_what_changed(open_store: Opener) -> None:
+    memory = vectored(open_store)
     memory.commit(note("stays", "s"))
     memory.commit(note("goes", "g"))
     memory.commit(note("changes", "c"))
@@ -137,7 +136,7 @@ def test_a_difference_tells_what_changed(memory: MemoryStore) -> None:
     diff = memory.diff(start)
     assert [(change.sign, change.fact_id) for change in diff.changes] == [("-", "g"), ("~", "c"), ("+", "n")]
     assert "content: 'changes' -> 'changed'" in str(diff)
-    assert "<td>~</td>" in diff._repr_html_()
+    assert ">~</td>" in diff._repr_html_()
     assert not memory.diff(start, start)
     with pytest.raises(ValidationFailed, match="forward"):
         memory.diff(start + 1, start)
@@ -237,26 +236,63 @@ def test_a_rewind_that_fails_at_its_end_did_nothing(
     assert_in_step(memory)
 
 
-async def test_rewinding_through_the_async_door(tmp_path: Path) -> None:
-    from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage
+# --- looking first
 
-    memory = AsyncMemoryStore(AsyncSQLiteStorage(tmp_path / "state.db"))
 
-    async def listen(state: State) -> State:
-        await memory.commit(note(state["said"][-1], state["said"][-1]))
-        return {}
+def test_what_an_undo_would_change_is_told_and_then_done(graphs_memory: MemoryStore) -> None:
+    memory, app = graphs_memory, chat(graphs_memory)
+    for said in ("one", "two", "three"):
+        app.invoke({"said": [said]}, CONFIG)
+    before = contents(memory)
+    first, *_ = ends(app)
+    preview = memory.would_undo(thread_id="t", since=first)
+    assert str(preview).splitlines() == [
+        "3 facts would change",
+        "- note fact three  content: 'three', stars: 0",
+        "~ note fact one  content: 'one, then three' -> 'one'",
+        "- note fact two  content: 'two', stars: 0",
+    ]
+    assert app.checkpointer.would_rewind(first) == preview
+    assert contents(memory) == before, "looking changes nothing"
+    assert [one.fact_id for one in memory.would_undo(2).changes] == ["fact one", "fact three"]
+    assert memory.revert(thread_id="t", since=first, expected=preview) == ["fact one", "fact three", "fact two"]
+    assert contents(memory) == ["one"]
+    assert not memory.would_undo(thread_id="t", since=first)
 
-    graph = StateGraph(State)
-    graph.add_node("listen", listen)
-    graph.add_edge(START, "listen")
-    app: Any = graph.compile(checkpointer=MemStateCheckpointer(memory))
+
+def test_what_was_not_agreed_to_is_not_done(graphs_memory: MemoryStore) -> None:
+    memory, app = graphs_memory, chat(graphs_memory)
     for said in ("one", "two"):
-        await app.ainvoke({"said": [said]}, CONFIG)
-    history = [snapshot async for snapshot in app.aget_state_history(CONFIG)]
-    first = next(s.config for s in reversed(history) if not s.next)
-    await app.checkpointer.arewind(first)
-    assert [fact.id for fact in await memory.query()] == ["one"]
-    assert (await app.aget_state(CONFIG)).values == {"said": ["one"]}
-    assert (await memory.diff(0)).changes
-    assert await memory.revert(thread_id="t") == ["one"]
-    await memory.close()
+        app.invoke({"said": [said]}, CONFIG)
+    first, *_ = ends(app)
+    step, thread, head = memory.would_undo(), memory.would_undo(thread_id="t"), app.checkpointer.would_rewind(first)
+    memory.update("fact two", {"stars": 5}, session_id="t", cause=Cause(thread_id="t", checkpoint_id="~"))
+    before = contents(memory)
+    for undo in (
+        lambda: memory.rollback(expected=step),
+        lambda: memory.revert(thread_id="t", expected=thread),
+        lambda: app.checkpointer.rewind(first, expected=head),
+    ):
+        with pytest.raises(ConflictError, match=r"agreed to.* fact two"):
+            undo()
+    assert contents(memory) == before
+    with pytest.raises(ValidationFailed, match="expected"):
+        memory.rollback(expected=["fact two"])  # type: ignore[arg-type]
+    with pytest.raises(ValidationFailed, match="say what"):
+        memory.would_undo(since=0)
+
+
+def test_a_running_task_cannot_rewind_its_own_thread(graphs_memory: MemoryStore) -> None:
+    """Its run would go on from where it is, with a memory of somewhere else."""
+    app = chat(graphs_memory)
+    app.invoke({"said": ["one"]}, CONFIG)
+    (first,) = ends(app)
+    other: RunnableConfig = {"configurable": {"thread_id": "u"}}
+    rewinding = StateGraph(State)
+    rewinding.add_node("rewind", lambda _: app.checkpointer.rewind(first) and {})
+    rewinding.add_edge(START, "rewind")
+    graph: Any = rewinding.compile(checkpointer=app.checkpointer)
+    with pytest.raises(ConflictError, match="running the task"):
+        graph.invoke({"said": ["two"]}, CONFIG)
+    graph.invoke({"said": []}, other)  # another thread may
+    assert app.get_state(CONFIG).values == {"said": ["one", "heard one"]}

@@ -18,9 +18,8 @@ from memstate_langgraph import (
     Operation,
     ValidationFailed,
 )
-from tests.conftest import Opener
-from tests.models import Note, Preference, note
-from tests.stores import Unreliable, assert_in_step, hook_over, live, replayed, texts
+from memstate_langgraph.testing.models import Note, Preference, note
+from memstate_langgraph.testing.places import Opener, Unreliable, assert_in_step, hook_over, live, replayed, texts
 
 
 def test_a_fact_comes_back_as_it_was_given(memory: MemoryStore) -> None:

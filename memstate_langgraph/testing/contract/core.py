@@ -18,7 +18,7 @@ from memstate_langgraph import (
     Operation,
     ValidationFailed,
 )
-from tests.models import Note, Preference, note, preference
+from memstate_langgraph.testing.models import Note, Preference, note, preference
 
 Open = Callable[..., MemoryStore]
 
