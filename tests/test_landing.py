@@ -142,19 +142,24 @@ def test_a_result_that_could_not_be_stored_lands_nothing(memory: MemoryStore) ->
 
 def test_a_result_is_seen_by_a_checkpoint_that_began_before_it(memory: MemoryStore) -> None:
     """Where writers take turns from their first question on only, as on PostgreSQL."""
-    saver, done, came_first, seen = Ordered(memory), signals("result"), [], {}
+    saver, done, came_first, seen = Ordered(memory), signals("outer 2", "result"), [], {}
 
     def inside(name: str) -> None:
         if name == "outer 2":
-            came_first.append(done["result"].wait(0.5))
+            done["outer 2"].set()
+            came_first.append(done["result"].wait(1))
 
     def after(name: str) -> None:
         if name == "result":
             done["result"].set()
         seen[name] = outside(lambda: contents(memory))
 
+    def writes(state: State) -> State:
+        happened(done, "outer 2")
+        return {"said": [say(memory, "x")]}
+
     saver.inside, saver.after = inside, after
-    app = line(memory, lambda state: {"said": [say(memory, "x")]}, saver=saver)
+    app = line(memory, writes, saver=saver)
     said = app.invoke({}, CONFIG, durability="async")["said"]
     assert contents(memory) == said
     if came_first[0]:
