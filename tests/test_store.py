@@ -23,7 +23,7 @@ from memstate_langgraph import (
     MemStateStore,
     ValidationFailed,
     VectorStoreSyncHook,
-    items,
+    flows,
 )
 from tests.conftest import Opener
 from tests.models import note
@@ -44,7 +44,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(items, "utcnow", clock)
+    monkeypatch.setattr(flows, "utcnow", clock)
     return clock
 
 
@@ -415,7 +415,7 @@ def test_a_sweep_leaves_what_is_put_again_meanwhile(tmp_path: Path, clock: Clock
 
     memory.add_hook(veto)
     assert store.sweep_ttl() == 0
-    assert busy == ["DELETE"]
+    assert busy == ["EXPIRE"]
     item = store.get(("a",), "k")
     assert item is not None
     assert item.value == {"n": 2}
