@@ -410,6 +410,8 @@ class Draft:
         touched: list[str] = []
         for tx in transactions:
             for undone in (yield from ReadLog(tx=tx)):  # newest first
+                if not undone.counts:
+                    continue  # it expired before the transaction changed it
                 if any(fact is not None and not change.admits(fact) for fact in (undone.before, undone.after)):
                     raise ConflictError("rollback: the last steps touched facts outside the given scope; not undone")
                 yield from self._undo(undone, change.by, None if touched else change.idempotency_key)

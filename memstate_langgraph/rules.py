@@ -167,7 +167,9 @@ class Rules:
             if fact.singleton is not None and key is not None and _singleton(key, payload) != fact.singleton:
                 raise ValueError(f"it changes the singleton key {key!r} from {fact.singleton} to {payload.get(key)!r}")
         except Exception as error:
-            problem = explain(fact.type, error) if isinstance(error, ValidationError) else repr(error)
+            problem = (
+                explain(fact.type, error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            )
             raise UpcastFailed(
                 f"fact {fact.id} of type {fact.type!r}, version {fact.version}: its payload cannot be read through the "
                 f"upcast from schema version {fact.schema_version} to {schema.version}: {problem}"

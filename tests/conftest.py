@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from memstate_langgraph import MemoryStore
+from memstate_langgraph import MemoryStore, flows
 from tests.models import register
 from tests.stores import PLACES, Place, Unreliable
 
@@ -27,6 +28,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("default")
+
+
+class Clock:
+    """The time that stores are told, in minutes from a start."""
+
+    def __init__(self) -> None:
+        self.start = datetime(2030, 1, 1, tzinfo=UTC)
+        self.minutes = 0.0
+
+    def __call__(self) -> datetime:
+        return self.start + timedelta(minutes=self.minutes)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(flows, "utcnow", clock)
+    return clock
 
 
 class Opener(Protocol):

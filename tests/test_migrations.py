@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
@@ -31,10 +32,8 @@ def rows() -> list[str]:
     for seq, (fact_id, kind, namespace, payload) in enumerate(
         [("n", "note", "[]", NOTE), (item_id(("a",), "k"), "langgraph.item", '["a"]', ITEM)], 1
     ):
-        after = (
-            f'{{"id":"{fact_id}","type":"{kind}","namespace":"{namespace.replace(chr(34), chr(92) + chr(34))}","session_id":"s","ts":"{TS}",'
-            f'"version":1,"ephemeral":false,"payload":{payload}}}'
-        )
+        after = f'{{"id":"{fact_id}","type":"{kind}","namespace":{json.dumps(namespace)},"session_id":"s","ts":"{TS}",'
+        after += f'"version":1,"ephemeral":false,"payload":{payload}}}'
         statements += [
             "INSERT INTO facts (id, type, namespace, session_id, ts, version, ephemeral, payload, seq) "
             f"VALUES ('{fact_id}', '{kind}', '{namespace}', 's', '{TS}', 1, FALSE, '{payload}', {seq})",
@@ -134,7 +133,8 @@ def postgres_shape(schema: str, prefix: str) -> Any:
         ).fetchall()
         indexes = raw.execute("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = %s ORDER BY 1", (schema,))
         function = raw.execute(
-            f"SELECT prosrc FROM pg_proc WHERE proname = '{prefix}log_keeps' AND pronamespace = '{schema}'::regnamespace"
+            "SELECT prosrc FROM pg_proc WHERE proname = %s AND pronamespace = %s::regnamespace",
+            (f"{prefix}log_keeps", schema),
         )
         triggers = raw.execute(
             "SELECT tgname, tgenabled FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid "
