@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -256,7 +257,7 @@ def talk(memory: Any, thread: str, turns: int = 1) -> MemStateCheckpointer:
     saver = MemStateCheckpointer(memory)
     app = graph.compile(checkpointer=saver)
     for _ in range(turns):
-        app.invoke({"messages": [("user", "hello")]}, config_of(thread))
+        app.invoke({"messages": [HumanMessage("hello")]}, config_of(thread))
     return saver
 
 
