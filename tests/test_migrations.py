@@ -118,10 +118,10 @@ def together(job: Callable[[], Any], raised: list[BaseException]) -> None:
 def old_postgres(schema: str, prefix: str) -> None:
     with psycopg.connect(postgres_url(), autocommit=True) as raw:
         raw.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; SET search_path = {schema}")
-        raw.execute((OLD / "postgres.sql").read_text("utf-8").replace("{prefix}", prefix))  # type: ignore[call-overload]
+        raw.execute((OLD / "postgres.sql").read_text("utf-8").replace("{prefix}", prefix))
         raw.execute(f"INSERT INTO {prefix}memstate VALUES (1)")
         for statement in rows():
-            raw.execute(re.sub(r"INTO (\w+)", rf"INTO {prefix}\1", statement))  # type: ignore[call-overload]
+            raw.execute(re.sub(r"INTO (\w+)", rf"INTO {prefix}\1", statement))
 
 
 def postgres_shape(schema: str, prefix: str) -> Any:

@@ -33,8 +33,8 @@ from memstate_langgraph.flows import load
 from tests.children import in_child
 from tests.conftest import Opener
 from tests.models import note, preference, register
+from tests.servers import behind_its_back
 from tests.stores import SQLITE, Unreliable, assert_in_step, hook_over, places, replayed
-from tests.test_postgres import behind_its_back
 
 SECRET = "xyzzy-plugh"
 
@@ -384,7 +384,7 @@ def test_a_purge_that_is_killed_did_all_or_nothing(tmp_path: Path, point: str) -
 
             sql.ANSWERS[Purge] = dying
         else:
-            retention._remove_vectors = die
+            retention._remove_vectors = die  # type: ignore[assignment]
         memory.purge(session_id="s", checkpoints=True)
 
     killed, answer = in_child(job)
