@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from typing import Any, cast
 
-from memstate_langgraph.errors import LeaseLost, UpcastFailed, ValidationFailed
+from memstate_langgraph.errors import LeaseLost, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Health, Query, Vector
 from memstate_langgraph.flows import Core, ask, find, intend
 from memstate_langgraph.ops import (
@@ -137,20 +137,15 @@ def books(indexes: tuple[str, ...], rules: Rules) -> Plan[Books]:
             else:
                 replayed[entry.fact_id] = entry.after
     facts = {fact.id: fact for fact in (yield from Find(Query()))}
-    shown: dict[str, Fact] = {}
-    unreadable: list[str] = []
-    for fact in facts.values():
-        try:
-            shown[fact.id] = rules.current(fact)
-        except UpcastFailed as error:
-            unreadable.append(str(error))
+    problems = {fact.id: why for fact in facts.values() if (why := rules.unreadable(fact)) is not None}
+    shown = {fact.id: rules.current(fact) for fact in facts.values() if fact.id not in problems}
     vectors: dict[str, list[Vector]] = {}
     for index in indexes:
         rows: list[Vector] = []
         while page_of := (yield from ReadVectors(index, rows[-1].id if rows else "", PAGE)):
             rows += page_of
         vectors[index] = rows
-    return Books(facts, shown, tuple(unreadable), replayed, tuple(gaps), entries, seqs, vectors)
+    return Books(facts, shown, tuple(problems.values()), replayed, tuple(gaps), entries, seqs, vectors)
 
 
 def verify(core: Core, storage: Any) -> Flow[Report]:
@@ -306,7 +301,7 @@ def _rewrite(core: Core, report: Progress) -> Flow[None]:
     while page := (yield find(query)):
         ids = [fact.id for fact in page]
         looked_at.update(ids)
-        readable = [fact.id for fact in page if core.rules.readable(fact)]  # `verify` names the others
+        readable = [fact.id for fact in page if core.rules.unreadable(fact) is None]  # `verify` names the others
         draft, _ = yield from core.write([Rewrite(tuple(readable), By(None, "repair", "upcast"))])
         done += len(draft.results[0])
         report("rewriting old facts", done, done)

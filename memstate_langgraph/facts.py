@@ -71,6 +71,10 @@ class Fact(BaseModel):
         last = self.ts if read is None else max(self.ts, datetime.fromtimestamp(read, self.ts.tzinfo))
         return last + timedelta(seconds=self.ttl)
 
+    def has_expired(self, now: datetime, read: float | None = None) -> bool:
+        end = self.ends(read)
+        return end is not None and end <= now
+
     def _repr_html_(self) -> str:
         about = {"id": self.id, "namespace": "/".join(self.namespace), "session": self.session_id, **self.payload}
         rows = [(name, value) for name, value in about.items() if value not in (None, "")]

@@ -611,8 +611,7 @@ class Core:
         drafts = drafts_of(self.visible())
         changed, now = changed_by(drafts if transaction is None else [*drafts, transaction.draft]), self.now()
         return {
-            fact_id: None if fact is not None and (end := fact.ends()) is not None and end <= now else fact
-            for fact_id, fact in changed.items()
+            fact_id: None if fact is not None and fact.has_expired(now) else fact for fact_id, fact in changed.items()
         }
 
     def get(self, fact_id: str, as_of: Moment | None = None) -> Flow[Fact | None]:

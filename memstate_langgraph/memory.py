@@ -74,7 +74,7 @@ class _Store:
     def _repr_html_(self) -> str:
         """Counts and the last changes, where a notebook shows the store."""
         storage: Any = self.storage  # type: ignore[attr-defined]  # each door has its kind
-        return store_html(type(self).__name__, storage)
+        return store_html(type(self).__name__, storage, self._core.seen)
 
     def add_hook(self, hook: object) -> None:
         """Add a vector store hook, or a callable `hook(operation, fact_id, fact)` that may veto by raising.

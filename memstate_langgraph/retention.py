@@ -207,10 +207,11 @@ def purge(core: Core, scope: Scope, by: By, checkpoints: bool, progress: Progres
     threads = set() if scope.session_id is None else {scope.session_id}
     at, last = 0, (yield position())
     while at < last:  # all but the newest of it outside any transaction that others wait for
-        page: list[Entry] = yield span(scope.question(at, min(at + PAGE, last)))
+        until = min(at + PAGE, last) if scope.namespace else last  # of a namespace the log has no index
+        page: list[Entry] = yield span(scope.question(at, until))
         found |= _meant(scope, page)
-        threads |= {thread_id for entry in page if scope.covers(entry) and (thread_id := entry.cause.thread_id)}
-        at = min(at + PAGE, last)
+        threads |= _threads(scope, page)
+        at = until
         tell(progress, "reading the log", at, last)
     return (yield from _erase(core, scope, by, checkpoints, found, threads, last))
 
@@ -225,6 +226,7 @@ def _erase(
         newer = yield from scope.question(last, MAX_COUNT)
         if late := _meant(scope, newer) - found:
             raise _More(late)
+        threads.update(_threads(scope, newer))
         ids = tuple(sorted(found))
         emptied = yield from ops.Purge(ids, time.time())
         yield from WasRead(ids, None)
@@ -247,7 +249,8 @@ def _erase(
             if any(entry.fact_id in found or scope.covers(entry) for entry in staged):
                 yield from stage.owner.give_up(stage)
         waiting = yield from _remove_vectors(core)
-        ids, seqs = tuple(entry.fact_id for entry in entries), tuple(entry.seq for entry in entries)
+        said = [entry for entry in entries if entry.op is Operation.PURGE]  # some may have expired first
+        ids, seqs = tuple(entry.fact_id for entry in said), tuple(entry.seq for entry in said)
         return Purged(str(scope), ids, seqs, emptied, tuple(deleted), waiting)
     raise contended()
 
@@ -261,8 +264,13 @@ class _More(Exception):
 
 def _meant(scope: Scope, entries: Sequence[Entry]) -> set[str]:
     """The facts that are meant and not purged already."""
-    over = Operation.PURGE
-    return {entry.fact_id for entry in entries if scope.covers(entry) and not entry.purged and entry.op is not over}
+    covered = [entry for entry in entries if scope.covers(entry)]
+    return {entry.fact_id for entry in covered if not entry.purged and entry.op is not Operation.PURGE}
+
+
+def _threads(scope: Scope, entries: Sequence[Entry]) -> set[str]:
+    """The threads whose tasks wrote what is meant."""
+    return {thread_id for entry in entries if scope.covers(entry) and (thread_id := entry.cause.thread_id)}
 
 
 def _remove_vectors(core: Core) -> Flow[str]:

@@ -138,13 +138,13 @@ class Rules:
         schema = self._schemas.get(fact.type)
         return schema is not None and fact.schema_version < schema.version
 
-    def readable(self, fact: Fact) -> bool:
-        """Whether its upcast, if it needs one, can read it."""
+    def unreadable(self, fact: Fact) -> str | None:
+        """Why its upcast, if it needs one, cannot read it."""
         try:
             self.current(fact)
-        except UpcastFailed:
-            return False
-        return True
+        except UpcastFailed as error:
+            return str(error)
+        return None
 
     def evolved(self, typename: str | None) -> bool:
         """Whether facts of this type, or of any, may be of an earlier version."""

@@ -24,7 +24,7 @@ def expired(facts: Iterable[Fact], now: datetime) -> Plan[set[str]]:
     mortal = [fact for fact in facts if fact.ttl is not None]
     items = tuple(fact.id for fact in mortal if fact.type == ITEM_TYPE)
     read = (yield from LastReads(items)) if items else {}
-    return {fact.id for fact in mortal if (end := fact.ends(read.get(fact.id))) is not None and end <= now}
+    return {fact.id for fact in mortal if fact.has_expired(now, read.get(fact.id))}
 
 
 def shown(rules: Rules, entry: Entry) -> Entry:

@@ -237,7 +237,7 @@ def assert_in_step(memory: MemoryStore) -> None:
     """Facts, log and, where there are vectors, search agree; looked at before any repair."""
     facts = live(memory)
     now = utcnow()  # what has expired is not shown, and still in the log until it is swept
-    told = {key: fact for key, fact in replayed(memory).items() if (ends := fact.ends()) is None or ends > now}
+    told = {key: fact for key, fact in replayed(memory).items() if not fact.has_expired(now)}
     assert told == facts
     seqs = [entry.seq for entry in memory.log()]
     assert seqs == sorted(set(seqs), reverse=True)

@@ -30,8 +30,9 @@ from memstate_langgraph import (
     copy,
 )
 from memstate_langgraph.flows import load
+from memstate_langgraph.search import hydrate
 from tests.children import in_child
-from tests.conftest import Opener
+from tests.conftest import Clock, Opener
 from tests.models import note, preference, register
 from tests.servers import behind_its_back
 from tests.stores import SQLITE, Unreliable, assert_in_step, hook_over, places, replayed
@@ -91,6 +92,18 @@ def test_a_purged_fact_is_nowhere(memory: MemoryStore, vectors: Unreliable) -> N
     memory.rollback(1)
     assert memory.purge(fact_id="a").entries == 2
     assert_in_step(memory)
+
+
+def test_what_had_expired_is_purged_once(memory: MemoryStore, clock: Clock) -> None:
+    memory.commit(secret("a", ts=clock()), ttl=60, session_id="s")
+    clock.minutes = 2
+    assert memory.purge(session_id="s").fact_ids == ("a",)
+    assert [(entry.op.value, entry.purged) for entry in memory.history("a")] == [
+        ("PURGE", False),
+        ("EXPIRE", True),
+        ("COMMIT", True),
+    ]
+    assert SECRET not in told(memory)
 
 
 def test_rollback_over_a_purged_entry_is_refused(memory: MemoryStore) -> None:
@@ -192,6 +205,19 @@ def test_a_vector_store_that_is_down_is_cleared_later(memory: MemoryStore, vecto
     assert memory.search(SECRET, limit=None) == []
     memory.repair()
     assert vectors.store == {}
+
+
+@places(awaited=False)
+def test_a_search_that_began_before_finds_nothing_of_it(place: Any, tmp_path: Path, vectors: Unreliable) -> None:
+    memory = place.open(tmp_path, [hook_over(vectors)])
+    memory.commit(secret("a"))
+    memory.commit(note("b", "b"))
+    at, ids = memory.log(limit=1)[0].seq, tuple(vectors.store)
+    assert len(memory.storage.run(hydrate(ids, at))) == 2
+    vectors.mood = "down"
+    memory.purge(fact_id="a")
+    assert [fact.id for fact in memory.storage.run(hydrate(ids, at)).values()] == ["b"]
+    memory.close()
 
 
 def test_replaced_vectors_do_not_wait_for_their_grace(memory: MemoryStore, vectors: Unreliable) -> None:

@@ -101,6 +101,7 @@ def test_everything_that_shows_a_payload_shows_the_new_one(memory: MemoryStore, 
     assert {entry.after.schema_version for entry in memory.log() if entry.after} == {3}
     (changed,) = memory.diff(before, before + 1).changes
     assert changed.fields() == ["years: 30 -> 31"]
+    assert "adult: true" in memory._repr_html_()
     memory.repair()  # the hook's field is new: what lacked a text has one
     assert [hit.fact.payload for hit in memory.search("ana", limit=1)] == [new]
     assert [hit.fact.payload["years"] for hit in memory.search("ana", as_of=before)] == [30]
@@ -216,6 +217,24 @@ def test_an_update_of_an_old_fact_writes_a_new_one(memory: MemoryStore) -> None:
     memory.update("a", {"years": 31})
     assert stored(memory) == {"a": 2}
     assert memory.get("a").payload == {"name": "ana", "years": 31}  # type: ignore[union-attr]
+
+
+def test_a_transaction_shows_what_it_brings_back_as_it_is_read(memory: MemoryStore) -> None:
+    first(memory)
+    memory.commit(person("ana", 30, id="a"), session_id="s", ephemeral=True)
+    second(memory)
+    with memory.transaction(session_id="s") as tx:
+        tx.promote("s")
+        assert tx.get("a").payload == {"name": "ana", "years": 30}  # type: ignore[union-attr]
+    assert stored(memory) == {"a": 1}
+
+
+def test_an_upcast_may_change_what_it_is_given(memory: MemoryStore) -> None:
+    second(memory)
+    memory.commit(Fact(type="person", id="a", payload={"name": "ana", "years": 30}))
+    third(memory)
+    assert memory.verify().ok
+    assert memory.query("person", {"payload.adult": True})
 
 
 def test_a_renamed_singleton_key_finds_the_old_fact(memory: MemoryStore) -> None:
