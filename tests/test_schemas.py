@@ -219,6 +219,18 @@ def test_an_update_of_an_old_fact_writes_a_new_one(memory: MemoryStore) -> None:
     assert memory.get("a").payload == {"name": "ana", "years": 31}  # type: ignore[union-attr]
 
 
+def test_what_rollback_brings_back_is_searchable_as_it_is_read(memory: MemoryStore, vectors: Unreliable) -> None:
+    first(memory)
+    memory.commit(person("ana", 30, id="a"), session_id="s")
+    third(memory)
+    memory.update("a", {"content": "bob"}, session_id="s")
+    memory.add_hook(hook_over(vectors))  # it embeds `content`, which the old payload has not
+    memory.rollback(1, session_id="s")
+    assert stored(memory) == {"a": 1}
+    assert [hit.fact.payload["content"] for hit in memory.search("ana")] == ["ana"]
+    assert_in_step(memory)
+
+
 def test_a_transaction_shows_what_it_brings_back_as_it_is_read(memory: MemoryStore) -> None:
     first(memory)
     memory.commit(person("ana", 30, id="a"), session_id="s", ephemeral=True)
