@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,13 +31,13 @@ class Schema:
     model: type[BaseModel]
     constraint: Constraint
     version: int = 1
-    steps: Mapping[int, Step] | None = None
+    steps: Mapping[int, Step] = field(default_factory=dict)
     ttl: float | None = None
 
     def upcast(self, payload: dict[str, Any], version: int) -> dict[str, Any]:
         """A payload of an earlier version as one of this; raises what its steps raise."""
         for earlier in range(version, self.version):
-            changed: object = self.steps[earlier](payload) if self.steps else payload
+            changed: object = self.steps[earlier](payload)
             if not isinstance(changed, Mapping):
                 raise TypeError(f"the step from version {earlier} gave {type(changed).__name__}, not a dict")
             payload = dict(changed)
