@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         StorageClosed as StorageClosed,
         StorageError as StorageError,
         UnfitVectorStore as UnfitVectorStore,
+        UpcastFailed as UpcastFailed,
         ValidationFailed as ValidationFailed,
         VectorStoreInUse as VectorStoreInUse,
     )
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         RememberNode as RememberNode,
         RollbackNode as RollbackNode,
     )
+    from memstate_langgraph.retention import Purged as Purged, Swept as Swept
     from memstate_langgraph.rules import Constraint as Constraint
     from memstate_langgraph.saver import MemStateCheckpointer as MemStateCheckpointer
     from memstate_langgraph.tools import create_memory_tools as create_memory_tools
@@ -94,6 +96,7 @@ _HOMES = {
         "StorageClosed",
         "StorageError",
         "UnfitVectorStore",
+        "UpcastFailed",
         "ValidationFailed",
         "VectorStoreInUse",
     ),
@@ -104,6 +107,7 @@ _HOMES = {
     "middleware": ("MemoryMiddleware",),
     "moving": ("Moved", "acopy", "aimport_checkpoints", "copy", "import_checkpoints"),
     "nodes": ("RecallHook", "RecallNode", "RememberNode", "RollbackNode"),
+    "retention": ("Purged", "Swept"),
     "rules": ("Constraint",),
     "saver": ("MemStateCheckpointer",),
     "tools": ("create_memory_tools",),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from memstate_langgraph.errors import LeaseLost, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Health, Query, Vector
-from memstate_langgraph.flows import Core, ask, intend
+from memstate_langgraph.flows import Core, ask, find, intend
 from memstate_langgraph.ops import (
     Activate,
     Expunge,
@@ -26,6 +26,8 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
+from memstate_langgraph.plans import By, Rewrite
+from memstate_langgraph.rules import Rules
 from memstate_langgraph.run import Flow, Progress, check_progress, tell
 from memstate_langgraph.tables import table
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
@@ -38,7 +40,8 @@ REBUILD_AT_ONCE = 500
 class Report:
     """What `verify()` found. `ok` means that whatever a reader can see agrees.
 
-    `leftovers` are vectors that search no longer shows and that are waiting for their removal: normal.
+    `leftovers` are vectors that search no longer shows and that are waiting for their removal, `outdated` facts that
+    are stored at an earlier version of their schema and read through its upcast: both normal.
     """
 
     facts: int
@@ -47,6 +50,7 @@ class Report:
     leftovers: int
     findings: tuple[Health, ...] = ()
     warnings: tuple[str, ...] = ()
+    outdated: int = 0
 
     @property
     def ok(self) -> bool:
@@ -62,6 +66,8 @@ class Report:
             f"  {self.facts} live facts, {self.entries} log entries, {self.vectors} live vectors, "
             f"{self.leftovers} awaiting removal",
         ]
+        if self.outdated:
+            lines.append(f"  {self.outdated} facts of an earlier schema version (repair(upcast=True) rewrites them)")
         lines += [f"  {found.count} x {found.problem}, such as {found.example}" for found in self.findings]
         lines += [f"  note: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -73,6 +79,7 @@ class Report:
             ("log entries", self.entries),
             ("live vectors", self.vectors),
             ("vectors awaiting removal", self.leftovers),
+            *([("facts of an earlier schema version", self.outdated)] if self.outdated else []),
             *((f"{found.problem}, such as {found.example}", found.count) for found in self.findings),
         ]
         rows += [(f"note: {warning}", None) for warning in self.warnings]
@@ -96,9 +103,11 @@ class _Findings:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """One snapshot of what storage says."""
+    """One snapshot of what storage says; `shown` are the facts as they are read, `unreadable` why some are not."""
 
     facts: dict[str, Fact]
+    shown: dict[str, Fact]
+    unreadable: tuple[str, ...]
     replayed: dict[str, Fact]
     gaps: tuple[str, ...]
     entries: int
@@ -107,7 +116,7 @@ class Books:
 
 
 @reads
-def books(indexes: tuple[str, ...]) -> Plan[Books]:
+def books(indexes: tuple[str, ...], rules: Rules) -> Plan[Books]:
     replayed: dict[str, Fact] = {}
     versions: dict[str, int] = {}
     seqs: dict[str, int] = {}
@@ -127,13 +136,15 @@ def books(indexes: tuple[str, ...]) -> Plan[Books]:
             else:
                 replayed[entry.fact_id] = entry.after
     facts = {fact.id: fact for fact in (yield from Find(Query()))}
+    problems = {fact.id: why for fact in facts.values() if (why := rules.unreadable(fact)) is not None}
+    shown = {fact.id: rules.current(fact) for fact in facts.values() if fact.id not in problems}
     vectors: dict[str, list[Vector]] = {}
     for index in indexes:
         rows: list[Vector] = []
         while page_of := (yield from ReadVectors(index, rows[-1].id if rows else "", PAGE)):
             rows += page_of
         vectors[index] = rows
-    return Books(facts, replayed, tuple(gaps), entries, seqs, vectors)
+    return Books(facts, shown, tuple(problems.values()), replayed, tuple(gaps), entries, seqs, vectors)
 
 
 def verify(core: Core, storage: Any) -> Flow[Report]:
@@ -169,7 +180,7 @@ def compare(hook: VectorStoreSyncHook, found: Books, held: set[str] | None) -> F
 def _compared(hook: VectorStoreSyncHook, found: Books, held: set[str] | None, since: set[str] | None) -> Comparison:
     rows = found.vectors[hook.name]
     live = {row.fact_id: row for row in rows if row.state == "live"}
-    wanted = {fact.id: text for fact in found.facts.values() if (text := hook.text_of(fact)) is not None}
+    wanted = {fact.id: text for fact in found.shown.values() if (text := hook.text_of(fact)) is not None}
     known = {row.id for row in rows}
     present = known if since is None else since
     missing = {
@@ -187,7 +198,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
     held: dict[str, set[str] | None] = {}
     for hook in core.vectors:
         held[hook.name] = yield from _held(hook)
-    found: Books = yield books(tuple(hook.name for hook in core.vectors))
+    found: Books = yield books(tuple(hook.name for hook in core.vectors), core.rules)
     findings = _Findings()
     findings.add("gap in a fact's versions in the log", found.gaps)
     findings.add(
@@ -195,6 +206,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
         (fact_id for fact_id, fact in found.facts.items() if found.replayed.get(fact_id) != fact),
     )
     findings.add("fact that the log has and the facts have not", found.replayed.keys() - found.facts.keys())
+    findings.add("fact that its upcast cannot read", found.unreadable)
     warnings = list(getattr(getattr(storage, "engine", None), "warnings", list)())
     for hook in core.vectors:
         comparison = yield from compare(hook, found, held[hook.name])
@@ -211,6 +223,7 @@ def _examine(core: Core, storage: Any, comparisons: dict[str, Comparison]) -> Fl
         leftovers=sum(comparison.waiting for comparison in comparisons.values()),
         findings=findings.listed(),
         warnings=tuple(warnings),
+        outdated=sum(core.rules.is_old(fact) for fact in found.facts.values()),
     )
 
 
@@ -254,10 +267,14 @@ def swap_vectors(index: str, fresh: tuple[tuple[str, Fact], ...], retire_at: flo
     return len(born)
 
 
-def repair(core: Core, storage: Any, progress: Progress | None, rebuild: bool | Iterable[str]) -> Flow[Report]:
+def repair(
+    core: Core, storage: Any, progress: Progress | None, rebuild: bool | Iterable[str], upcast: bool
+) -> Flow[Report]:
     afresh = _chosen(core, rebuild)
     check_progress(progress)
     report = partial(tell, progress)
+    if upcast:
+        yield from _rewrite(core, report)
     comparisons: dict[str, Comparison] = {}
     yield from _examine(core, storage, comparisons)
     for hook in core.vectors:
@@ -267,16 +284,30 @@ def repair(core: Core, storage: Any, progress: Progress | None, rebuild: bool | 
             batch = tuple(strays[start : start + REBUILD_AT_ONCE])
             yield from ask(hook, "delete", batch)
             report(f"removing strays from {hook.name}", start + len(batch), len(strays))
-        yield from _embed_missing(hook, found, report)
+        yield from _embed_missing(core, hook, found, report)
         if hook.name in afresh:
-            yield from _rebuild(hook, found, report)
+            yield from _rebuild(core, hook, found, report)
     removed = yield from core.collect()
     report("removing old vectors", removed, removed)
     return (yield from _examine(core, storage, {}))
 
 
-def _embed_missing(hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
-    facts: dict[str, Fact] = yield present(tuple(found.missing))
+def _rewrite(core: Core, report: Progress) -> Flow[None]:
+    """Store old facts as they are read now, vectors included, a batch in each transaction."""
+    done = 0
+    looked_at: set[str] = set()
+    query = Query(limit=REBUILD_AT_ONCE, where=lambda fact: core.rules.is_old(fact) and fact.id not in looked_at)
+    while page := (yield find(query)):
+        ids = [fact.id for fact in page]
+        looked_at.update(ids)
+        readable = [fact.id for fact in page if core.rules.unreadable(fact) is None]  # `verify` names the others
+        draft, _ = yield from core.write([Rewrite(tuple(readable), By(None, "repair", "upcast"))])
+        done += len(draft.results[0])
+        report("rewriting old facts", done, done)
+
+
+def _embed_missing(core: Core, hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
+    facts: dict[str, Fact] = yield present(tuple(found.missing), core.rules)
     old = {row.fact_id: row.id for row in found.gone}
     useless = tuple(row.id for row in found.gone if row.fact_id not in facts)
     if useless:
@@ -302,12 +333,12 @@ def _embed(hook: VectorStoreSyncHook, batch: list[Fact]) -> Flow[tuple[tuple[str
     return tuple((vector_id, fact) for vector_id, fact, _ in texts)
 
 
-def _rebuild(hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
+def _rebuild(core: Core, hook: VectorStoreSyncHook, found: Comparison, report: Progress) -> Flow[None]:
     """Embed what had a vector again. What others commit meanwhile is embedded afresh anyway."""
     standing = sorted(found.standing)
     for start in range(0, len(standing), REBUILD_AT_ONCE):
         ids = tuple(standing[start : start + REBUILD_AT_ONCE])
-        facts: dict[str, Fact] = yield present(ids)
+        facts: dict[str, Fact] = yield present(ids, core.rules)
         batch = [fact for fact in facts.values() if hook.text_of(fact) is not None]
         if batch:
             fresh = yield from _embed(hook, batch)
@@ -329,6 +360,6 @@ def _chosen(core: Core, rebuild: bool | Iterable[str]) -> set[str]:
 
 
 @reads
-def present(ids: tuple[str, ...]) -> Plan[dict[str, Fact]]:
+def present(ids: tuple[str, ...], rules: Rules) -> Plan[dict[str, Fact]]:
     standing = yield from Load(ids)
-    return {fact_id: where.fact for fact_id, where in standing.items() if where.fact is not None}
+    return {fact_id: rules.current(where.fact) for fact_id, where in standing.items() if where.fact is not None}

@@ -90,7 +90,7 @@ def checkpoint_tree(saver: MemStateCheckpointer, thread_id: str, *, limit: int =
     reader = MemStateCheckpointer(MemoryStore(storage), serde=saver.serde)
     found = list(reader.list({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}, limit=limit))
     changes: dict[str | None, list[Entry]] = {}
-    for entry in reversed(storage.run(read_log(ReadLog(session_id=thread_id)))):
+    for entry in reversed(storage.run(saver.memory._core.seen(read_log(ReadLog(session_id=thread_id))))):
         if entry.cause.thread_id == thread_id:
             changes.setdefault(entry.cause.checkpoint_id, []).append(entry)
     points = []
@@ -152,7 +152,7 @@ def timeline(
         raise ValidationFailed(f"timeline: takes a MemoryStore or AsyncMemoryStore, not {memory!r}")
     check_count(limit, "limit", 1)
     check_count(facts, "facts", 1)
-    entries = _sync(memory).run(read_log(ReadLog(session_id=session_id, limit=limit)))
+    entries = _sync(memory).run(memory._core.seen(read_log(ReadLog(session_id=session_id, limit=limit))))
     names: dict[str, str] = {}
     for entry in entries:  # newest first, so that a fact is called by what it was last
         fact = entry.after or entry.before

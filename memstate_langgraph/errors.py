@@ -25,6 +25,13 @@ class FactNotFound(MemoryStoreError):
     """There is no live fact with this id."""
 
 
+class UpcastFailed(MemoryStoreError):
+    """A stored payload cannot be read as its type is now; the message names the fact, both versions and the reason.
+
+    Nothing was written. What is stored is as it was: mend the upcast and read again.
+    """
+
+
 class HookError(MemoryStoreError):
     """A hook refused or failed, so the transaction was not committed; `__cause__` holds the reason."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -49,6 +49,13 @@ class Operation(StrEnum):
     PROMOTE = "PROMOTE"
     DISCARD_SESSION = "DISCARD_SESSION"
     ROLLBACK = "ROLLBACK"
+    EXPIRE = "EXPIRE"
+    UPCAST = "UPCAST"
+    PURGE = "PURGE"
+
+
+UPKEEP = frozenset({Operation.EXPIRE, Operation.UPCAST, Operation.PURGE})
+"""What the store does by itself. Rollback neither counts nor meets it: it undoes what came before as if it were not."""
 
 
 class Fact(BaseModel):
@@ -57,6 +64,8 @@ class Fact(BaseModel):
     `version` counts the changes of this id and never goes back, not even on rollback or after a deletion.
     `singleton` is set by the store: the value of the type's singleton key in canonical JSON, or None.
     Ephemeral facts live until `discard_session`, or become ordinary ones with `promote`.
+    `ttl` is how many seconds a fact lives after `ts`, its last change; None is for good. `schema_version` is set by
+    the store: the version of the type's schema that the payload follows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +80,19 @@ class Fact(BaseModel):
     version: int = 0
     ephemeral: bool = False
     singleton: str | None = None
+    schema_version: int = 1
+    ttl: float | None = None
+
+    def ends(self, read: float | None = None) -> datetime | None:
+        """When its time to live is over; `read` is when it was last read (seconds since the epoch), if that counts."""
+        if self.ttl is None:
+            return None
+        last = self.ts if read is None else max(self.ts, datetime.fromtimestamp(read, self.ts.tzinfo))
+        return last + timedelta(seconds=self.ttl)
+
+    def has_expired(self, now: datetime, read: float | None = None) -> bool:
+        end = self.ends(read)
+        return end is not None and end <= now
 
     def _repr_html_(self) -> str:
         about = {"id": self.id, "namespace": "/".join(self.namespace), "session": self.session_id, **self.payload}
@@ -102,6 +124,7 @@ class Entry(BaseModel):
     transaction share `tx`. `undoes` is the seq of the entry that this one takes back.
     `base` is the seq of the entry in force that the fact stood on before this change; for an entry that
     undoes, the one it stands on afterwards. Rollback follows it, so that undone changes never count.
+    Of a `purged` entry only who, when and which fact is left.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -121,11 +144,17 @@ class Entry(BaseModel):
     undoes: int | None = None
     base: int | None = None
     cause: Cause = NO_CAUSE
+    purged: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it changed what rollback undoes: it takes nothing back itself, nor is it the store's own upkeep."""
+        return self.undoes is None and self.op not in UPKEEP
 
     @property
     def head(self) -> int | None:
         """The seq of the entry in force after this one."""
-        return self.seq if self.undoes is None else self.base
+        return self.seq if self.counts else self.base
 
     @property
     def type(self) -> str | None:
@@ -138,7 +167,7 @@ class Entry(BaseModel):
     def cells(self) -> tuple[object, ...]:
         """What a table shows of an entry, under `COLUMNS`."""
         op = self.op.value if self.undoes is None else f"{self.op.value} of {self.undoes}"
-        what = change(_payload(self.before), _payload(self.after))
+        what = "purged" if self.purged else change(_payload(self.before), _payload(self.after))
         by = " ".join(part for part in (self.actor, self.reason) if part)
         return self.seq, op, self.type, what, self.session_id, by
 
@@ -165,7 +194,7 @@ class Query:
     """Which facts to read. None means any; results come in the order of their last change, oldest first.
 
     `prefix` is what namespaces begin with; `where` is asked last, about facts that fit all else; `newest` turns
-    the order round.
+    the order round. `ended` asks for facts whose time to live, counted from their last change, had passed then.
     """
 
     type: str | None = None
@@ -177,6 +206,7 @@ class Query:
     prefix: Namespace | None = None
     where: Callable[[Fact], bool] | None = None
     newest: bool = False
+    ended: datetime | None = None
 
 
 class Standing(NamedTuple):

@@ -40,6 +40,7 @@ from memstate_langgraph.ops import (
     Plan,
     ReadLog,
     Retire,
+    Work,
     notes,
     reads,
     writes,
@@ -58,6 +59,7 @@ from memstate_langgraph.rules import (
 from memstate_langgraph.run import Call, Flow, acall
 from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit, drafts_of
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
+from memstate_langgraph.views import View, shown
 
 logger = logging.getLogger("memstate_langgraph")
 
@@ -316,8 +318,16 @@ class Core:
 
     # --- writing
 
+    def now(self) -> datetime:
+        """The one clock of all that expires."""
+        return utcnow()
+
+    def seen(self, work: Work[R]) -> Work[R]:
+        """A reading plan as somebody is to see what it reads: as types are now, without what has expired."""
+        return View(self.rules, self.now())(work)
+
     def new_draft(self) -> Draft:
-        return Draft(self.rules, utcnow(), uuid.uuid4().hex)
+        return Draft(self.rules, self.now(), uuid.uuid4().hex)
 
     def change(self, change: Change, immediate: bool = False) -> Flow[list[str]]:
         """Make a change, in the transaction or the task that surrounds the caller if there is one."""
@@ -407,8 +417,9 @@ class Core:
         texts: Wanted = {}
         for fact_id, entry in final.items():
             if entry.after is not None:
+                fact = self.rules.current(entry.after)  # a rollback may bring back an old one
                 for hook in self.vectors:
-                    text = hook.text_of(entry.after)
+                    text = hook.text_of(fact)
                     if text is not None:
                         texts[hook.name, fact_id] = text
         return texts
@@ -421,7 +432,7 @@ class Core:
         for veto in self.vetoes:
             for draft in drafts:
                 try:
-                    yield Call(veto, "ask", (draft.entries,))
+                    yield Call(veto, "ask", ([shown(self.rules, entry) for entry in draft.entries],))
                 except Exception as error:
                     raise HookError(f"a hook refused the change: {error}") from error
         texts = self.wanted({fact_id: entry for draft in drafts for fact_id, entry in draft.final().items()})
@@ -629,23 +640,26 @@ class Core:
         """
         transaction = self.ambient.get()
         drafts = drafts_of(self.visible())
-        return changed_by(drafts if transaction is None else [*drafts, transaction.draft])
+        changed, now = changed_by(drafts if transaction is None else [*drafts, transaction.draft]), self.now()
+        return {
+            fact_id: None if fact is not None and fact.has_expired(now) else fact for fact_id, fact in changed.items()
+        }
 
     def get(self, fact_id: str, as_of: Moment | None = None) -> Flow[Fact | None]:
         check_text(fact_id, "fact_id")
         if as_of is not None:
-            then: list[Fact] = yield facts_at(as_of, fact_id)
+            then: list[Fact] = yield self.seen(facts_at(as_of, fact_id))
             return then[0] if then else None
         overlay = self.overlay()
         if fact_id in overlay:
             return overlay[fact_id]
-        fact: Fact | None = yield load(fact_id)
+        fact: Fact | None = yield self.seen(load(fact_id))
         return fact
 
     def query(self, query: Query, as_of: Moment | None = None) -> Flow[list[Fact]]:
         query = check_query(query)
         if as_of is not None:
-            then: list[Fact] = yield facts_at(as_of)
+            then: list[Fact] = yield self.seen(facts_at(as_of))
             return [fact for fact in then if answers(fact, query)][: query.limit]
         if query.type in (CHECKPOINT_TYPE, WRITE_TYPE):
             from memstate_langgraph.checkpoints import as_facts  # loads LangGraph, which facts alone do not need
@@ -655,14 +669,14 @@ class Core:
         overlay = self.overlay()
         # so many that enough are left where all that was changed is among them
         enough = None if query.limit is None else query.limit + len(overlay)
-        stored: list[Fact] = yield find(replace(query, limit=enough))
+        stored: list[Fact] = yield self.seen(find(replace(query, limit=enough)))
         facts = [fact for fact in stored if fact.id not in overlay]
         changed = [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
         facts = [*reversed(changed), *facts] if query.newest else facts + changed
         return facts[: query.limit]
 
     def diff(self, start: Moment, end: Moment | None) -> Flow[Diff]:
-        found: Diff = yield past_diff(start, end)
+        found: Diff = yield self.seen(past_diff(start, end))
         return found
 
     def log(self, question: ReadLog, as_of: Moment | None = None) -> Flow[list[Entry]]:
@@ -673,5 +687,5 @@ class Core:
         for name in ("session_id", "fact_id"):
             if (text := getattr(question, name)) is not None:
                 check_text(text, name)
-        entries: list[Entry] = yield read_log(question)
+        entries: list[Entry] = yield self.seen(read_log(question))
         return entries

@@ -1,7 +1,7 @@
 """MemStateStore: LangGraph's `BaseStore` on the same facts, log and vectors.
 
 An item is a fact of type `langgraph.item` in the item's namespace; its id follows from namespace and key, and its
-payload holds `key`, `value`, `created_at` and, where given, `ttl` and `index`.
+payload holds `key`, `value`, `created_at` and, where given, `index`. Its time to live is that of the fact.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar, cast
 
 from langchain_core.vectorstores import VectorStore
@@ -30,13 +30,14 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from memstate_langgraph.errors import ConflictError, ValidationFailed
-from memstate_langgraph.facts import Fact, Namespace, Query, utcnow
+from memstate_langgraph.errors import ValidationFailed
+from memstate_langgraph.facts import Fact, Namespace, Query
 from memstate_langgraph.graph import current_cause
-from memstate_langgraph.item_ops import LastReads, WasRead
+from memstate_langgraph.item_ops import WasRead
 from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
-from memstate_langgraph.ops import Plan, notes, reads
+from memstate_langgraph.ops import Plan, notes
 from memstate_langgraph.plans import By, Change, Drop, Put
+from memstate_langgraph.retention import sweep
 from memstate_langgraph.rules import (
     ITEM_TYPE,
     MISSING,
@@ -50,12 +51,12 @@ from memstate_langgraph.rules import (
     satisfies,
 )
 from memstate_langgraph.run import Flow, aperform, in_event_loop, perform
+from memstate_langgraph.schemas import seconds_of
 from memstate_langgraph.search import search
 from memstate_langgraph.vectors import VectorStoreSyncHook
 
 R = TypeVar("R")
 _ITEMS = uuid.UUID("0f6c1b52-9a0e-4c7b-8a58-6f3f1f1c7d20")
-_SWEPT_AT_ONCE = 500
 
 
 def item_id(namespace: Namespace, key: str) -> str:
@@ -120,7 +121,7 @@ class MemStateStore(BaseStore):
         return await self._arun(self._batch(_checked(ops)))
 
     def sweep_ttl(self) -> int:
-        """Delete the items whose time has passed, in transactions of their sessions; how many there were."""
+        """Delete the items whose time has passed, as `memory.sweep()` does with all facts; how many there were."""
         return self._run(self._sweep())
 
     async def asweep_ttl(self) -> int:
@@ -149,7 +150,7 @@ class MemStateStore(BaseStore):
 
     def _batch(self, ops: Sequence[Op]) -> Flow[list[Result]]:
         results: list[Result] = [None] * len(ops)
-        now = utcnow()
+        now = self._core.now()
         gets = [i for i, op in enumerate(ops) if isinstance(op, GetOp)]
         if gets:
             found = yield from self._get([cast("GetOp", ops[i]) for i in gets], now)
@@ -159,7 +160,7 @@ class MemStateStore(BaseStore):
             if isinstance(op, SearchOp):
                 results[i] = yield from self._search(op, now)
             elif isinstance(op, ListNamespacesOp):
-                results[i] = yield from self._list(op, now)
+                results[i] = yield from self._list(op)
         puts = {item_id(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         if puts:
             yield from self._put(puts, now)
@@ -167,7 +168,7 @@ class MemStateStore(BaseStore):
 
     def _get(self, ops: Sequence[GetOp], now: datetime) -> Flow[list[Item | None]]:
         ids = [item_id(op.namespace, op.key) for op in ops]
-        alive = {fact.id: fact for fact in (yield from self._alive((yield from self._stored(ids)), now))}
+        alive = {fact.id: fact for fact in (yield from self._stored(ids))}
         yield from self._read([alive[i] for i, op in zip(ids, ops, strict=True) if op.refresh_ttl and i in alive], now)
         return [_item(alive[fact_id]) if fact_id in alive else None for fact_id in ids]
 
@@ -181,14 +182,11 @@ class MemStateStore(BaseStore):
         check_text(session_id, "session_id")
         by = By(session_id, "store", None, cause)
         facts = {fact_id: _fact(fact_id, op, now) for fact_id, op in puts.items() if op.value is not None}
-        stored = yield from self._stored(puts)
-        alive = {fact.id for fact in (yield from self._alive(stored, now))}
-        expired = {fact.id for fact in stored} - alive
         changes: list[Change] = []
         for fact_id, op in puts.items():
-            if op.value is None or fact_id in expired:
+            if op.value is None:
                 changes.append(Drop(fact_id, by, missing_ok=True))
-            if fact_id in facts:
+            else:
                 changes.append(Put(facts[fact_id], by, id_given=True, keeps=("created_at",)))
         yield from self._core.change_many(changes)
 
@@ -198,78 +196,32 @@ class MemStateStore(BaseStore):
         hits: list[_Hit] = []
         query = op.query if op.query and op.query.strip() else None
         if query is not None and any(hook.embeds(ITEM_TYPE) for hook in self._core.vectors):
-
-            def nearest(count: int) -> Flow[list[_Hit]]:
-                return [_Hit(*hit) for hit in (yield from search(self._core, query, count, None, scope))]
-
-            hits = yield from self._enough(nearest, wanted, now)
+            hits = [_Hit(*hit) for hit in (yield from search(self._core, query, wanted, None, scope))]
         if len(hits) < wanted:
             known = {hit.fact.id for hit in hits}
-
-            def newest(count: int) -> Flow[list[_Hit]]:
-                facts = yield from self._core.query(_limited(scope, count, known))
-                return [_Hit(fact, None) for fact in facts]
-
-            hits += yield from self._enough(newest, wanted - len(hits), now)
+            rest = yield from self._core.query(_limited(scope, wanted - len(hits), known))
+            hits += [_Hit(fact, None) for fact in rest]
         shown = hits[op.offset : wanted]
         if op.refresh_ttl:
             yield from self._read([hit.fact for hit in shown], now)
         return [_found(hit) for hit in shown]
 
-    def _enough(self, fetch: Callable[[int], Flow[list[_Hit]]], wanted: int, now: datetime) -> Flow[list[_Hit]]:
-        """So many hits that are alive, or all there are."""
-        count = wanted
-        while True:
-            hits = yield from fetch(count)
-            alive = {fact.id for fact in (yield from self._alive([hit.fact for hit in hits], now))}
-            if len(alive) >= wanted or len(hits) < count:
-                return [hit for hit in hits if hit.fact.id in alive][:wanted]
-            count *= 4
-
-    def _list(self, op: ListNamespacesOp, now: datetime) -> Flow[list[Namespace]]:
+    def _list(self, op: ListNamespacesOp) -> Flow[list[Namespace]]:
         conditions = op.match_conditions or ()
         prefix = max((_literal(condition) for condition in conditions), key=len, default=())
-        facts = yield from self._alive((yield from self._core.query(Query(ITEM_TYPE, prefix=prefix))), now)
+        facts = yield from self._core.query(Query(ITEM_TYPE, prefix=prefix))
         namespaces = {fact.namespace for fact in facts}
         kept = {namespace[: op.max_depth] for namespace in namespaces if all(_meets(namespace, c) for c in conditions)}
         return sorted(kept)[op.offset : op.offset + op.limit]
 
-    # --- time to live
-
-    def _alive(self, facts: Sequence[Fact], now: datetime) -> Flow[list[Fact]]:
-        mortal = {fact.id for fact in facts if "ttl" in fact.payload}
-        if not mortal:
-            return list(facts)
-        read: dict[str, float] = yield last_reads(tuple(mortal))
-        return [fact for fact in facts if fact.id not in mortal or now < _ends(fact, read.get(fact.id))]
-
     def _read(self, facts: Sequence[Fact], now: datetime) -> Flow[None]:
-        mortal = tuple(fact.id for fact in facts if "ttl" in fact.payload)
+        mortal = tuple(fact.id for fact in facts if fact.ttl is not None)
         if mortal:
             yield was_read(mortal, now.timestamp())
 
     def _sweep(self) -> Flow[int]:
-        now = utcnow()
-        mortal = yield from self._core.query(Query(ITEM_TYPE, where=lambda fact: "ttl" in fact.payload))
-        alive = {fact.id for fact in (yield from self._alive(mortal, now))}
-        groups: dict[str | None, list[Fact]] = {}  # a transaction belongs to one session
-        for fact in mortal:
-            if fact.id not in alive:
-                groups.setdefault(fact.session_id, []).append(fact)
-        swept = 0
-        for session_id, expired in groups.items():
-            by = By(session_id, "sweep", "its time to live has passed", current_cause())
-            for start in range(0, len(expired), _SWEPT_AT_ONCE):
-                page = expired[start : start + _SWEPT_AT_ONCE]
-                try:
-                    gone = yield from self._core.change_many(
-                        [Drop(fact.id, by, expected_version=fact.version, missing_ok=True) for fact in page]
-                    )
-                except ConflictError:
-                    continue  # one of them was put again meanwhile; the next sweep sees the others
-                yield was_read(tuple(fact.id for fact in page), None)
-                swept += sum(map(len, gone))
-        return swept
+        swept = yield from sweep(self._core, None, ITEM_TYPE)
+        return sum(swept.facts.values())
 
 
 class _Hit(NamedTuple):
@@ -277,13 +229,8 @@ class _Hit(NamedTuple):
     score: float | None
 
 
-@reads
-def last_reads(ids: tuple[str, ...]) -> Plan[dict[str, float]]:
-    return (yield from LastReads(ids))
-
-
 @notes
-def was_read(ids: tuple[str, ...], at: float | None) -> Plan[None]:
+def was_read(ids: tuple[str, ...], at: float) -> Plan[None]:
     yield from WasRead(ids, at)
 
 
@@ -317,24 +264,19 @@ def _fact(fact_id: str, op: PutOp, now: datetime) -> Fact:
         "value": plain_json(op.value, f"store: the value of {op.key!r}"),
         "created_at": now.isoformat(),
     }
-    if op.ttl is not None:
-        payload["ttl"] = _ttl(op.ttl)
     if op.index is not None:
         payload["index"] = op.index and list(_paths(op.index, "index"))
     return Fact.model_construct(
-        id=fact_id, type=ITEM_TYPE, namespace=op.namespace, payload=payload, source="store", ts=now
+        id=fact_id, type=ITEM_TYPE, namespace=op.namespace, payload=payload, source="store", ts=now, ttl=_ttl(op.ttl)
     )
 
 
-def _ttl(minutes: object) -> float | None:
-    if minutes is None:
-        return None
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= _LONGEST_TTL:
-        raise ValidationFailed(f"ttl: must be minutes, more than 0 and at most {_LONGEST_TTL}, not {minutes!r}")
-    return float(minutes)
-
-
-_LONGEST_TTL = 60 * 24 * 365 * 1000  # what a datetime can hold
+def _ttl(minutes: float | None) -> float | None:
+    """LangGraph counts in minutes, facts in seconds."""
+    try:
+        return None if minutes is None else seconds_of(60.0 * minutes)
+    except (TypeError, OverflowError, ValidationFailed) as error:
+        raise ValidationFailed(f"ttl: must be minutes, more than 0, not {minutes!r}") from error
 
 
 def _paths(paths: Sequence[str], where: str) -> tuple[str, ...]:
@@ -368,11 +310,6 @@ def _told(fact: Fact) -> dict[str, Any]:
         "created_at": datetime.fromisoformat(fact.payload["created_at"]),
         "updated_at": fact.ts,
     }
-
-
-def _ends(fact: Fact, read: float | None) -> datetime:
-    last = fact.ts if read is None else max(fact.ts, datetime.fromtimestamp(read, fact.ts.tzinfo))
-    return last + timedelta(minutes=fact.payload["ttl"])
 
 
 # --- filters, as LangGraph means them

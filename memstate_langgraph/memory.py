@@ -6,6 +6,7 @@ import copy
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -21,8 +22,10 @@ from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.overview import store_html
 from memstate_langgraph.past import Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
+from memstate_langgraph.retention import Purged, Scope, Swept, purge, sweep
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
 from memstate_langgraph.run import AsyncStorage, Flow, Progress, Storage, aperform, perform
+from memstate_langgraph.schemas import Upcast, seconds_of
 from memstate_langgraph.search import search
 
 R = TypeVar("R")
@@ -42,12 +45,29 @@ class _Store:
         for hook in hooks or ():
             self.add_hook(hook)
 
-    def register_schema(self, typename: str, model: type[BaseModel], constraint: Constraint | None = None) -> None:
+    def register_schema(
+        self,
+        typename: str,
+        model: type[BaseModel],
+        constraint: Constraint | None = None,
+        *,
+        version: int = 1,
+        upcast: Upcast | None = None,
+        ttl: float | timedelta | None = None,
+    ) -> None:
         """Facts of this type are validated by the model from now on, and the constraint holds for them.
 
         Register types before their first fact: a singleton key does not reach facts stored without it.
+
+        When the model changes in a way that old payloads do not fit, raise `version`: `upcast` is then
+        `{1: function, 2: function, ...}`, for each earlier version a function that makes of its payload one of the
+        next (a single function is that of version 1). Old facts are read through it, everywhere; what is stored
+        stays until the fact is changed or `repair(upcast=True)` rewrites it.
+
+        `ttl` is how long, in seconds or as a timedelta, facts of this type live after their last change, unless they
+        say so themselves. Facts that are stored already keep what they have.
         """
-        self._core.rules.register(typename, model, constraint)
+        self._core.rules.register(typename, model, constraint, version, upcast, ttl)
 
     @property
     def rules(self) -> Rules:
@@ -56,7 +76,7 @@ class _Store:
     def _repr_html_(self) -> str:
         """Counts and the last changes, where a notebook shows the store."""
         storage: Any = self.storage  # type: ignore[attr-defined]  # each door has its kind
-        return store_html(type(self).__name__, storage)
+        return store_html(type(self).__name__, storage, self._core.seen)
 
     def add_hook(self, hook: object) -> None:
         """Add a vector store hook, or a callable `hook(operation, fact_id, fact)` that may veto by raising.
@@ -80,6 +100,7 @@ class _Store:
         by: By,
         key: str | None,
         expected_version: int | None,
+        ttl: float | timedelta | None,
         id_given: bool | None = None,
     ) -> Change:
         if not isinstance(fact, Fact):
@@ -88,7 +109,8 @@ class _Store:
             raise ValidationFailed(f"ephemeral: must be True or False, not {ephemeral!r}")
         if id_given is None:
             id_given = "id" in fact.model_fields_set
-        fact = self.rules.admit(altered(fact, ephemeral=ephemeral or fact.ephemeral))
+        ttl = fact.ttl if ttl is None else seconds_of(ttl)
+        fact = self.rules.admit(altered(fact, ephemeral=ephemeral or fact.ephemeral, ttl=ttl))
         return Put(fact, by, id_given, _expected(expected_version), _key(key))
 
     def _put_model(
@@ -185,7 +207,7 @@ class _Store:
             raise ValidationFailed(f"commit_many: takes a list of facts, not {facts!r}")
         facts = list(facts)
         keys = [None if key is None else f"{key}:{i}" for i in range(len(facts))]
-        return [self._put(fact, False, by, each, None) for fact, each in zip(facts, keys, strict=True)]
+        return [self._put(fact, False, by, each, None, None) for fact, each in zip(facts, keys, strict=True)]
 
     def _bound(self, transaction: Transaction) -> Self:
         bound = copy.copy(self)
@@ -268,15 +290,17 @@ class MemoryStore(_Store):
         expected_version: int | None = None,
         cause: Cause | None = None,
         immediate: bool = False,
+        ttl: float | timedelta | None = None,
     ) -> str:
         """Store a fact and return its id, which for a singleton is that of the fact that holds the key.
 
         `expected_version` must be the stored version, 0 for none. An `idempotency_key` that was used
-        before, anywhere in this storage, returns the first id and writes nothing.
+        before, anywhere in this storage, returns the first id and writes nothing. With a `ttl` (seconds or a timedelta)
+        the fact is gone when it was not changed for so long; see `sweep`.
         Raises `ValidationFailed`, `ConflictError` or `HookError`, having changed nothing.
         """
         by = self._by(session_id, actor, reason, cause)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, ttl)
         return self._do(self._core.change(change, immediate))[0]
 
     def commit_many(
@@ -306,11 +330,12 @@ class MemoryStore(_Store):
         expected_version: int | None = None,
         namespace: Namespace = (),
         immediate: bool = False,
+        ttl: float | timedelta | None = None,
     ) -> str:
         """`commit` for an instance of a registered model."""
         fact, id_given = self._put_model(model, fact_id, source, namespace)
         by = self._by(session_id, actor, reason, None)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, ttl, id_given)
         return self._do(self._core.change(change, immediate))[0]
 
     def update(
@@ -521,15 +546,51 @@ class MemoryStore(_Store):
         """Compare facts, log and vector stores, changing nothing."""
         return self._do(care.verify(self._core, self.storage))
 
-    def repair(self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False) -> care.Report:
+    def repair(
+        self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False, upcast: bool = False
+    ) -> care.Report:
         """Remove what vector stores hold beyond the live facts, embed again what they lack; what is left.
 
         `rebuild` embeds everything again, in all collections or in those of the hooks so named: after a change
         of the embedding model, or for a store that lost vectors and cannot tell which. Searches compare vectors
-        of both models until the old ones are removed, after `grace`. `progress(stage, done, total)` is called
-        as it goes. Safe while others write; if it dies, begin it again.
+        of both models until the old ones are removed, after `grace`. `upcast` stores the facts that follow an
+        earlier version of their schema as they are read now, immutable ones too: that changes their form and not what
+        they say, so rollback does not count it. `progress(stage, done, total)` is called as it goes. Safe while
+        others write; if it dies, begin it again.
         """
-        return self._do(care.repair(self._core, self.storage, progress, rebuild))
+        return self._do(care.repair(self._core, self.storage, progress, rebuild, upcast))
+
+    def sweep(self, progress: Progress | None = None) -> Swept:
+        """Delete the facts whose time to live has passed, items of a `MemStateStore` among them; what was deleted.
+
+        Nobody sees them anyway: this gives their space back, and takes their vectors out of the vector stores. Each
+        500 are a transaction, which rollback does not count: what has expired does not come back. Safe while others
+        write; if it dies, what is left waits for the next one. `MemStateCheckpointer.sweep` sees to threads as well.
+        """
+        return self._do(sweep(self._core, progress))
+
+    def purge(
+        self,
+        *,
+        fact_id: str | None = None,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        checkpoints: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        progress: Progress | None = None,
+    ) -> Purged:
+        """Erase for good, live or deleted, one fact, all facts that a session has ever put or changed, or all in a
+        namespace and those below it: from the facts, the log, the idempotency keys and the vector stores.
+
+        One transaction, all or nothing, that cannot be undone. The log keeps who did it, when, and the ids, and of
+        what it erased the order, times, sessions and actors. `checkpoints` deletes the threads in which the facts were
+        written too (and, with `session_id`, the thread of that name). `vacuum()` afterwards overwrites the bytes in
+        the file. Raises `HookError` if a hook refuses.
+        """
+        scope = Scope(fact_id, session_id, namespace)
+        by = self._by(session_id, actor, reason, None)
+        return self._do(purge(self._core, scope, by, checkpoints, progress))
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """Give space that nothing uses any more back to the file system; how many bytes.
@@ -582,10 +643,11 @@ class AsyncMemoryStore(_Store):
         expected_version: int | None = None,
         cause: Cause | None = None,
         immediate: bool = False,
+        ttl: float | timedelta | None = None,
     ) -> str:
         """See `MemoryStore.commit`."""
         by = self._by(session_id, actor, reason, cause)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, ttl)
         return (await self._do(self._core.change(change, immediate)))[0]
 
     async def commit_many(
@@ -615,11 +677,12 @@ class AsyncMemoryStore(_Store):
         expected_version: int | None = None,
         namespace: Namespace = (),
         immediate: bool = False,
+        ttl: float | timedelta | None = None,
     ) -> str:
         """See `MemoryStore.commit_model`."""
         fact, id_given = self._put_model(model, fact_id, source, namespace)
         by = self._by(session_id, actor, reason, None)
-        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, id_given)
+        change = self._put(fact, ephemeral, by, idempotency_key, expected_version, ttl, id_given)
         return (await self._do(self._core.change(change, immediate)))[0]
 
     async def update(
@@ -801,9 +864,31 @@ class AsyncMemoryStore(_Store):
         """See `MemoryStore.verify`."""
         return await self._do(care.verify(self._core, self.storage))
 
-    async def repair(self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False) -> care.Report:
+    async def repair(
+        self, progress: Progress | None = None, *, rebuild: bool | Iterable[str] = False, upcast: bool = False
+    ) -> care.Report:
         """See `MemoryStore.repair`."""
-        return await self._do(care.repair(self._core, self.storage, progress, rebuild))
+        return await self._do(care.repair(self._core, self.storage, progress, rebuild, upcast))
+
+    async def sweep(self, progress: Progress | None = None) -> Swept:
+        """See `MemoryStore.sweep`."""
+        return await self._do(sweep(self._core, progress))
+
+    async def purge(
+        self,
+        *,
+        fact_id: str | None = None,
+        session_id: str | None = None,
+        namespace: Namespace | None = None,
+        checkpoints: bool = False,
+        actor: str | None = None,
+        reason: str | None = None,
+        progress: Progress | None = None,
+    ) -> Purged:
+        """See `MemoryStore.purge`."""
+        scope = Scope(fact_id, session_id, namespace)
+        by = self._by(session_id, actor, reason, None)
+        return await self._do(purge(self._core, scope, by, checkpoints, progress))
 
     async def vacuum(self, progress: Progress | None = None) -> int:
         """See `MemoryStore.vacuum`."""

@@ -174,7 +174,7 @@ def _transactions(after: int) -> Plan[list[Append]]:
     for _, group in groupby(entries, key=lambda entry: entry.tx):
         own = tuple(group)
         back = dict.fromkeys(tx_of[entry.undoes] for entry in own if entry.undoes is not None)
-        made.append(Append(own, step=any(entry.undoes is None for entry in own), undone=tuple(back)))
+        made.append(Append(own, step=any(entry.counts for entry in own), undone=tuple(back)))
     return made
 
 

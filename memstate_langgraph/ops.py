@@ -165,6 +165,19 @@ class FactsAt(Op[list[Fact]]):
 
 
 @dataclass(frozen=True, slots=True)
+class Purge(Op[int]):
+    """Empty what the log says of these facts, and let their retired vectors be due `now`.
+
+    Of every entry but those of the operation PURGE, one of which each fact has by now, what was `after`, the reason
+    and the idempotency key are erased, and it is marked `purged`. Nothing else ever changes an entry. Answers how many
+    were erased.
+    """
+
+    fact_ids: tuple[str, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """How much a storage holds: facts by type, vectors by collection and state."""
 

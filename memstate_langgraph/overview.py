@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from memstate_langgraph.checkpoint_ops import ListThreads, ThreadRow
 from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.facts import Entry
-from memstate_langgraph.ops import Count, Counts, Plan, ReadLog, reads
+from memstate_langgraph.ops import Count, Counts, Plan, ReadLog, Work, reads
 from memstate_langgraph.tables import table
 
 _GREGORIAN = datetime(1582, 10, 15, tzinfo=UTC)
@@ -45,12 +45,12 @@ def time_of(checkpoint_id: str) -> datetime | None:
     return _GREGORIAN + timedelta(microseconds=ticks // 10)
 
 
-def store_html(name: str, storage: Any) -> str:
-    """A store in a notebook; read through the sync door, since a cell is shown at once."""
+def store_html(name: str, storage: Any, seen: Callable[[Work[Overview]], Work[Overview]]) -> str:
+    """A store in a notebook, `seen` as its types are; through the sync door, since a cell is shown at once."""
     door = storage.sync() if hasattr(storage, "sync") else storage
     about = f"{name} on {type(storage).__name__}"
     try:
-        found: Overview = door.run(overview(5))
+        found: Overview = door.run(seen(overview(5)))
     except MemoryStoreError as error:
         return table((about,), [(str(error),)])
     counts = found.counts

@@ -12,6 +12,7 @@ from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact
 from memstate_langgraph.ops import FactsAt, LastSeq, Plan, PositionAt, ReadLog, reads
 from memstate_langgraph.rules import check_characters, check_count
+from memstate_langgraph.views import expired
 
 Moment = int | datetime | Mapping[str, Any]
 """A position of the log, a time, or the config of a checkpoint."""
@@ -56,7 +57,13 @@ def position(moment: Moment, name: str = "as_of") -> Plan[int]:
 
 @reads
 def facts_at(moment: Moment, fact_id: str | None = None) -> Plan[list[Fact]]:
-    return (yield from FactsAt((yield from position_of(moment, "as_of")), fact_id))
+    at = yield from position_of(moment, "as_of")
+    facts = yield from FactsAt(at, fact_id)
+    if all(fact.ttl is None for fact in facts):
+        return facts
+    (newest,) = yield from ReadLog(until=at, limit=1)
+    gone = yield from expired(facts, moment if isinstance(moment, datetime) else newest.ts)
+    return [fact for fact in facts if fact.id not in gone]
 
 
 @reads

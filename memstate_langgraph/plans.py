@@ -29,6 +29,7 @@ from memstate_langgraph.facts import (
 )
 from memstate_langgraph.ops import Append, Find, Holders, Load, Plan, ReadLog, Reserve, Single, Steps
 from memstate_langgraph.rules import Rules, canonical
+from memstate_langgraph.views import expired
 
 _SINGLETONS = uuid.UUID("5d1d3f0e-3b54-4e0c-9a53-6f0f0a9a4c11")
 
@@ -41,6 +42,9 @@ class By:
     actor: str | None = None
     reason: str | None = None
     cause: Cause = NO_CAUSE
+
+
+EXPIRY = By(actor="expiry", reason="its time to live has passed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,31 @@ class Rollback:
         )
 
 
-Change = Put | Patch | Drop | Promote | Discard | Rollback
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Delete those of these facts whose time to live has passed."""
+
+    ids: tuple[str, ...]
+    by: By = EXPIRY
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Store those of these facts that follow an earlier version of their schema as they are read now."""
+
+    ids: tuple[str, ...]
+    by: By
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete these facts, which need not be live, so that what they were can be erased."""
+
+    ids: tuple[str, ...]
+    by: By
+
+
+Change = Put | Patch | Drop | Promote | Discard | Rollback | Expire | Rewrite | Purge
 
 
 class Mark(NamedTuple):
@@ -156,12 +184,12 @@ class Draft:
     _keys: dict[str, str] = field(default_factory=dict)
     _sessions: set[str | None] = field(default_factory=set)
     _known: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
-    """Where a decision changed what is known of ids and keys, and what was known before."""
+    """What was learnt or decided about which id or key, and what was known before, if anything."""
 
     @property
     def step(self) -> bool:
         """Whether rollback counts this transaction."""
-        return any(entry.undoes is None for entry in self.entries)
+        return any(entry.counts for entry in self.entries)
 
     def final(self) -> dict[str, Entry]:
         """The last entry of each fact."""
@@ -215,20 +243,33 @@ class Draft:
         if unknown:
             known = yield from Load(unknown)
             for fact_id in unknown:
-                self._standing[fact_id] = known.get(fact_id, NOWHERE)
+                self._know(self._standing, fact_id, known.get(fact_id, NOWHERE))
+            gone = yield from expired((stand.fact for stand in known.values() if stand.fact), self.now)
+            for fact_id in sorted(gone):
+                yield from self._expire(fact_id)
 
-    def _hold(self, keys: Iterable[Single]) -> Plan[None]:
+    def _expire(self, fact_id: str) -> Plan[None]:
+        """Whoever comes upon a fact whose time has passed deletes it first, so nobody decides on it."""
+        fact = self.fact(fact_id)
+        yield from self._record(Operation.EXPIRE, fact_id, None, EXPIRY, None if fact is None else fact.session_id)
+
+    def _ask_holders(self, keys: Iterable[Single]) -> Plan[None]:
         unknown = tuple(dict.fromkeys(k for k in keys if k not in self._holders))
         if unknown:
             known = yield from Holders(unknown)
             for key in unknown:
-                self._holders[key] = known.get(key)
+                self._know(self._holders, key, known.get(key))
+
+    def _hold(self, keys: Iterable[Single]) -> Plan[None]:
+        keys = list(keys)
+        yield from self._ask_holders(keys)
+        yield from self._stand(holder for key in keys if (holder := self._holders[key]) is not None)  # may be expired
 
     def prefetch(self, changes: Sequence[Change]) -> Plan[None]:
         """Ask for many changes at once what they would ask for one by one."""
         puts = [change.fact for change in changes if isinstance(change, Put)]
         keys = [key for fact in puts if (key := single(fact)) is not None]
-        yield from self._hold(keys)
+        yield from self._ask_holders(keys)
         ids = [fact.id for fact in puts]
         ids += [singleton_id(key) for key in keys]
         ids += [holder for key in keys if (holder := self._holders[key]) is not None]
@@ -241,7 +282,7 @@ class Draft:
         """Add a change; answers with the ids of the facts it touches."""
         if self.undone:
             raise ValidationFailed("rollback: stands alone in a transaction; make other changes in another one")
-        key = None if isinstance(change, Promote | Discard) else change.idempotency_key
+        key = getattr(change, "idempotency_key", None)
         if key is not None:
             done = yield from self._done(key)
             if done is not None:
@@ -260,6 +301,13 @@ class Draft:
                 ids = yield from self._discard(change)
             case Rollback():
                 ids = yield from self._rollback(change)
+            case Expire():
+                yield from self._stand(change.ids)  # deletes those that have expired
+                ids = [fact_id for fact_id in change.ids if fact_id in {entry.fact_id for entry in self.entries}]
+            case Rewrite():
+                ids = yield from self._rewrite(change)
+            case Purge():
+                ids = yield from self._purge(change)
         if key is not None and ids:
             self._know(self._keys, key, ids[0])
         if len(self._sessions) > 1:
@@ -291,7 +339,7 @@ class Draft:
                     f"fact {fact_id}: is of type {before.type!r} in namespace {before.namespace!r}, so it cannot "
                     f"become {fact.type!r} in {fact.namespace!r}"
                 )
-            if before.payload == fact.payload and self.rules.constraint(fact.type).immutable:
+            if self.rules.constraint(fact.type).immutable and self.rules.current(before).payload == fact.payload:
                 return [fact_id]  # saying the same again changes nothing
             self.rules.refuse_change(before)
             session_id = session_id or before.session_id
@@ -328,7 +376,7 @@ class Draft:
         self.rules.refuse_change(before)
         changed = altered(
             before,
-            payload={**before.payload, **change.payload},
+            payload={**self.rules.current(before).payload, **change.payload},
             source=change.source if change.source is not None else before.source,
             ts=self.now,
         )
@@ -370,6 +418,21 @@ class Draft:
             yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)
         return [fact.id for fact in facts]
 
+    def _rewrite(self, change: Rewrite) -> Plan[list[str]]:
+        """The form changes and not what is said: so immutable facts too, and no time to live begins anew."""
+        yield from self._stand(change.ids)
+        old = [fact for fact_id in change.ids if (fact := self.fact(fact_id)) is not None and self.rules.is_old(fact)]
+        for fact in old:
+            yield from self._record(Operation.UPCAST, fact.id, self.rules.current(fact), change.by, fact.session_id)
+        return [fact.id for fact in old]
+
+    def _purge(self, change: Purge) -> Plan[list[str]]:
+        yield from self._stand(change.ids)
+        known = [fact_id for fact_id in change.ids if self._standing[fact_id].version]
+        for fact_id in known:
+            yield from self._record(Operation.PURGE, fact_id, None, change.by, change.by.session_id)
+        return known
+
     def _rollback(self, change: Rollback) -> Plan[list[str]]:
         if self.entries:
             raise ValidationFailed("rollback: inside a transaction that has changes; leave it without them instead")
@@ -377,6 +440,8 @@ class Draft:
         touched: list[str] = []
         for tx in transactions:
             for undone in (yield from ReadLog(tx=tx)):  # newest first
+                if not undone.counts:
+                    continue  # it expired before the transaction changed it
                 if any(fact is not None and not change.admits(fact) for fact in (undone.before, undone.after)):
                     raise ConflictError("rollback: the last steps touched facts outside the given scope; not undone")
                 yield from self._undo(undone, change.by, None if touched else change.idempotency_key)
@@ -399,6 +464,11 @@ class Draft:
             )
 
     def _undo(self, undone: Entry, by: By, key: str | None) -> Plan[None]:
+        if undone.purged:
+            raise ConflictError(
+                f"rollback: fact {undone.fact_id} was purged, so what it was before log entry {undone.seq} is gone for "
+                "good; not undone"
+            )
         yield from self._stand([undone.fact_id])
         standing = self._standing[undone.fact_id]
         if standing.head != undone.seq:
@@ -484,10 +554,11 @@ class Draft:
                 "undoes": None if undoes is None else undoes.seq,
                 "base": standing.head if undoes is None else undoes.base,
                 "cause": by.cause,
+                "purged": False,
             },
         )
         self.entries.append(entry)
-        if undoes is None:
+        if entry.counts:
             self._sessions.add(session_id)
         self._know(self._standing, fact_id, Standing(after, version, entry.head))
 
@@ -518,7 +589,8 @@ def changed_by(drafts: Iterable[Draft]) -> dict[str, Fact | None]:
     for draft in drafts:
         for fact_id in draft.touched():
             facts.pop(fact_id, None)
-            facts[fact_id] = draft.fact(fact_id)
+            fact = draft.fact(fact_id)
+            facts[fact_id] = fact and draft.rules.current(fact)
     return {fact_id: fact and fact.model_copy(deep=True) for fact_id, fact in facts.items()}
 
 

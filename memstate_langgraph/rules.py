@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
+from memstate_langgraph.errors import ConflictError, MemoryStoreError, UpcastFailed, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace, Query, altered
+from memstate_langgraph.schemas import Schema, Upcast, seconds_of, steps_of
 
 RESERVED = "langgraph."
 """Types that only the checkpointer and the LangGraph store write."""
@@ -41,13 +42,6 @@ class Constraint:
 NO_CONSTRAINT = Constraint()
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    typename: str
-    model: type[BaseModel]
-    constraint: Constraint
-
-
 class Rules:
     """The registered types of a store."""
 
@@ -56,7 +50,15 @@ class Rules:
         self._schemas: dict[str, Schema] = {}
         self._names: dict[type[BaseModel], str] = {}
 
-    def register(self, typename: str, model: type[BaseModel], constraint: Constraint | None) -> None:
+    def register(
+        self,
+        typename: str,
+        model: type[BaseModel],
+        constraint: Constraint | None,
+        version: int = 1,
+        upcast: Upcast | None = None,
+        ttl: float | timedelta | None = None,
+    ) -> None:
         check_typename(typename)
         if not (isinstance(cast("object", model), type) and issubclass(model, BaseModel)):
             raise ValidationFailed(f"type {typename!r}: model must be a pydantic BaseModel class, not {model!r}")
@@ -69,7 +71,9 @@ class Rules:
             raise ValidationFailed(
                 f"type {typename!r}: singleton_key {key!r} is no field of {model.__name__} (it has: {fields})"
             )
-        self._schemas[typename] = Schema(typename, model, constraint)
+        steps = steps_of(typename, version, upcast)
+        seconds = seconds_of(ttl, f"type {typename!r}: ttl")
+        self._schemas[typename] = Schema(typename, model, constraint, version, steps, seconds)
         self._names[model] = typename
 
     def __contains__(self, typename: object) -> bool:
@@ -120,18 +124,75 @@ class Rules:
                 raise ValidationFailed(f"type {fact.type!r}: the payload is nested too deeply") from error
         payload = plain_json(payload, f"type {fact.type!r}: payload")
         key = self.constraint(fact.type).singleton_key
-        value = None if key is None else payload.get(key)
-        singleton = None if value is None else canonical(value)
+        singleton = _singleton(key, payload)
         if singleton is not None and len(singleton) > MAX_NAME:
             raise ValidationFailed(f"type {fact.type!r}: singleton key {key!r} is longer than {MAX_NAME} characters")
-        return altered(fact, payload=payload, singleton=singleton)
+        given: dict[str, Any] = {"payload": payload, "singleton": singleton, "ttl": seconds_of(fact.ttl)}
+        if schema is not None:
+            given["schema_version"] = schema.version
+            given["ttl"] = given["ttl"] or schema.ttl
+        return altered(fact, **given)
+
+    def is_old(self, fact: Fact) -> bool:
+        """Whether its payload follows an earlier version of its type's schema."""
+        schema = self._schemas.get(fact.type)
+        return schema is not None and fact.schema_version < schema.version
+
+    def unreadable(self, fact: Fact) -> str | None:
+        """Why its upcast, if it needs one, cannot read it."""
+        try:
+            self.current(fact)
+        except UpcastFailed as error:
+            return str(error)
+        return None
+
+    def evolved(self, typename: str | None) -> bool:
+        """Whether facts of this type, or of any, may be of an earlier version."""
+        schemas = self._schemas.values() if typename is None else filter(None, [self._schemas.get(typename)])
+        return any(schema.version > 1 for schema in schemas)
+
+    def current(self, fact: Fact) -> Fact:
+        """A stored fact as its type is now: the only place where an upcast is applied.
+
+        Raises `UpcastFailed`. Its singleton key stays as stored, since storage finds it by that.
+        """
+        schema = self._schemas.get(fact.type)
+        if schema is None or fact.schema_version >= schema.version:
+            return fact
+        try:
+            given = plain_json(fact.payload, "payload")  # a copy: an upcast may change what it is given
+            model = schema.model.model_validate(schema.upcast(given, fact.schema_version))
+            payload = plain_json(dumped(fact.type, model), "payload")
+            key = schema.constraint.singleton_key
+            if fact.singleton is not None and key is not None and _singleton(key, payload) != fact.singleton:
+                raise ValueError(f"it changes the singleton key {key!r} from {fact.singleton} to {payload.get(key)!r}")
+        except Exception as error:
+            problem = (
+                explain(fact.type, error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            )
+            raise UpcastFailed(
+                f"fact {fact.id} of type {fact.type!r}, version {fact.version}: its payload cannot be read through the "
+                f"upcast from schema version {fact.schema_version} to {schema.version}: {problem}"
+            ) from error
+        return altered(fact, payload=payload, schema_version=schema.version)
 
     def refuse_change(self, fact: Fact) -> None:
-        """Raise `ConflictError` if facts of this type may not change."""
+        """Raise `ConflictError` if facts of this type may not change, or if this one is newer than the type here."""
+        schema = self._schemas.get(fact.type)
+        if schema is not None and fact.schema_version > schema.version:
+            raise ConflictError(
+                f"fact {fact.id} of type {fact.type!r} was written at schema version {fact.schema_version}, but this "
+                f"program has registered version {schema.version}; update the program before it changes the fact"
+            )
         if self.constraint(fact.type).immutable:
             raise ConflictError(
                 f"Immutable constraint violation: fact {fact.id} of type {fact.type!r} cannot be changed or deleted"
             )
+
+
+def _singleton(key: str | None, payload: Mapping[str, Any]) -> str | None:
+    value = None if key is None else payload.get(key)
+    return None if value is None else canonical(value)
 
 
 def dumped(typename: str, model: BaseModel, *, only_given: bool = False) -> dict[str, Any]:

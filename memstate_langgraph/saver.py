@@ -40,6 +40,7 @@ from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.packing import pack_typed
 from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
+from memstate_langgraph.retention import Swept, sweep_threads
 from memstate_langgraph.rules import check_count
 from memstate_langgraph.run import (
     AsyncStorage,
@@ -528,6 +529,30 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 f"prune: strategy {strategy!r} is none of keep_latest, keep_last, max_age (with max_age=) and delete"
             )
         return [checkpoints.prune(thread, keep, BodyLens(self.serde)) for thread in threads]
+
+    def sweep(
+        self,
+        *,
+        idle: float | timedelta | None = None,
+        keep_last: int | None = None,
+        progress: Progress | None = None,
+    ) -> Swept:
+        """`memory.sweep()`, and what is old of the threads: for a job that runs now and then.
+
+        Deletes threads with checkpoints to which nothing was added for `idle` (seconds or a timedelta), and of every
+        other all but the last `keep_last` checkpoints per namespace, as `prune` does. Without either, threads stay.
+        """
+        return self._perform(sweep_threads(self.memory._core, BodyLens(self.serde), idle, keep_last, progress))
+
+    async def asweep(
+        self,
+        *,
+        idle: float | timedelta | None = None,
+        keep_last: int | None = None,
+        progress: Progress | None = None,
+    ) -> Swept:
+        """See `sweep`."""
+        return await self._aperform(sweep_threads(self.memory._core, BodyLens(self.serde), idle, keep_last, progress))
 
     # --- versions, closing
 

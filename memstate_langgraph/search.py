@@ -59,7 +59,7 @@ def search(
         if as_of is None:
             hits = yield from _ranked(core, hook, query, limit, score_threshold, scope)
         else:
-            hits = yield from _ranked_then(hook, query, score_threshold, scope, as_of)
+            hits = yield from _ranked_then(core, hook, query, score_threshold, scope, as_of)
         for found in hits:
             known = best.get(found.fact.id)
             if known is None or found.score > known.score:
@@ -89,7 +89,7 @@ def _ranked(
         k = 1000 if limit is None else limit + 5
         while True:
             hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
-            stored: dict[str, Fact] = yield hydrate(tuple(vector_id for vector_id, _ in hits), at)
+            stored: dict[str, Fact] = yield core.seen(hydrate(tuple(vector_id for vector_id, _ in hits), at))
             facts = {key: fact for key, fact in stored.items() if fact.id not in ours} | prepared
             by_fact: dict[str, ScoredFact] = {}  # while a collection is rebuilt, a fact may be hit twice
             for vector_id, score in hits:
@@ -110,10 +110,10 @@ def _ranked(
 
 
 def _ranked_then(
-    hook: VectorStoreSyncHook, query: str, threshold: float | None, scope: Query, as_of: Moment
+    core: Core, hook: VectorStoreSyncHook, query: str, threshold: float | None, scope: Query, as_of: Moment
 ) -> Flow[list[ScoredFact]]:
     """By cosine over the texts of then, all embedded anew: their vectors may be gone, and scores must compare."""
-    then: list[Fact] = yield facts_at(as_of)
+    then: list[Fact] = yield core.seen(facts_at(as_of))
     texts = [(fact, text) for fact in then if answers(fact, scope) and (text := hook.text_of(fact)) is not None]
     if not texts:
         return []

@@ -105,6 +105,10 @@ class Stages:
         with self._lock:
             return list(self._by_thread.get((storage, thread_id), ()))
 
+    def of_storage(self, storage: Hashable) -> list[Stage]:
+        with self._lock:
+            return [stage for (where, _), stages in self._by_thread.items() if where == storage for stage in stages]
+
     def open(self, storage: Hashable, task: Task, owner: Any) -> tuple[Stage, list[Stage]]:
         """The stage of a task, and those that a new attempt has replaced."""
         with self._lock:

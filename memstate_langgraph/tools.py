@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from memstate_langgraph.errors import ConflictError, FactNotFound, HookError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact
-from memstate_langgraph.rules import Schema, canonical, dumped
+from memstate_langgraph.rules import canonical, dumped
+from memstate_langgraph.schemas import Schema
 from memstate_langgraph.scope import Scope, Script, Store, Template, aact, act, ask
 from memstate_langgraph.undoing import What, undo
 

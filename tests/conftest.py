@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from memstate_langgraph import MemoryStore
+from memstate_langgraph import MemoryStore, flows
 from memstate_langgraph.staging import STAGES
 from memstate_langgraph.testing.places import Opener as Opener, opening
 from tests.models import register
@@ -28,6 +29,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("default")
+
+
+class Clock:
+    """The time that stores are told, in minutes from a start."""
+
+    def __init__(self) -> None:
+        self.start = datetime(2030, 1, 1, tzinfo=UTC)
+        self.minutes = 0.0
+
+    def __call__(self) -> datetime:
+        return self.start + timedelta(minutes=self.minutes)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(flows, "utcnow", clock)
+    return clock
 
 
 @pytest.fixture(params=PLACES, ids=[place.name for place in PLACES])

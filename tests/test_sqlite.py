@@ -96,9 +96,9 @@ def test_the_log_refuses_to_be_changed(tmp_path: Path) -> None:
                 raw.execute(statement)
         with pytest.raises(sqlite3.IntegrityError):
             raw.execute(
-                "INSERT INTO facts SELECT 'other', type, namespace, session_id, source, ts, version, ephemeral, "
-                "'\"k\"', payload, seq FROM facts UNION ALL SELECT 'another', type, namespace, session_id, source, ts, "
-                "version, ephemeral, '\"k\"', payload, seq FROM facts"
+                "INSERT INTO facts (id, type, namespace, ts, version, ephemeral, singleton, payload, seq) "
+                "SELECT j.value, facts.type, namespace, ts, version, ephemeral, '\"k\"', payload, seq "
+                'FROM facts, json_each(\'["other", "another"]\') AS j'
             )
 
 

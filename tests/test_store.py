@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,29 +22,10 @@ from memstate_langgraph import (
     MemStateStore,
     ValidationFailed,
     VectorStoreSyncHook,
-    items,
 )
-from tests.conftest import Opener
+from tests.conftest import Clock, Opener
 from tests.models import note
 from tests.stores import PLACES, Place, Unreliable, Words, assert_in_step, collect, hook_over
-
-
-class Clock:
-    """The time that the store is told, in minutes from a start."""
-
-    def __init__(self) -> None:
-        self.start = datetime(2030, 1, 1, tzinfo=UTC)
-        self.minutes = 0.0
-
-    def __call__(self) -> datetime:
-        return self.start + timedelta(minutes=self.minutes)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(items, "utcnow", clock)
-    return clock
 
 
 class Awaited(MemStateStore):
@@ -415,7 +395,7 @@ def test_a_sweep_leaves_what_is_put_again_meanwhile(tmp_path: Path, clock: Clock
 
     memory.add_hook(veto)
     assert store.sweep_ttl() == 0
-    assert busy == ["DELETE"]
+    assert busy == ["EXPIRE"]
     item = store.get(("a",), "k")
     assert item is not None
     assert item.value == {"n": 2}

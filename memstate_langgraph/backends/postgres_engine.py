@@ -34,7 +34,7 @@ from memstate_langgraph.run import Progress, check_progress, pauses, relay, tell
 R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 TABLE_WORDS = re.compile(r"\b(FROM|JOIN|INTO|UPDATE) ([a-z_]+)\b")
 
@@ -95,7 +95,18 @@ class Lock(NamedTuple):
     shared: bool = False
 
 
-_LOG = (ops.Load, ops.Holders, ops.Find, ops.Reserve, ops.Append, ops.ReadLog, ops.Steps, ops.LastSeq, ops.Hydrate)
+_LOG = (
+    ops.Load,
+    ops.Holders,
+    ops.Find,
+    ops.Reserve,
+    ops.Append,
+    ops.ReadLog,
+    ops.Steps,
+    ops.LastSeq,
+    ops.Hydrate,
+    ops.Purge,
+)
 _KEEPS_CHUNKS = (checkpoint_ops.FindChunks, checkpoint_ops.SaveChunks, checkpoint_ops.JoinPool)
 
 
@@ -172,8 +183,7 @@ class PostgresEngine:
         self.schema, self.prefix, self.busy_timeout, self.must_exist = schema, prefix, busy_timeout, must_exist
         self.closed = False
         self._prepared = False
-        self._script = resources.files(__package__).joinpath("schema/postgres.sql").read_text("utf-8")
-        self._tables = frozenset(re.findall(r"^CREATE TABLE \{prefix\}(\w+)", self._script, re.MULTILINE))
+        self._tables = frozenset(re.findall(r"^CREATE TABLE \{prefix\}(\w+)", _script("postgres.sql"), re.MULTILINE))
         self._texts: dict[str, str] = {}
 
     # --- statements
@@ -410,14 +420,15 @@ class PostgresEngine:
             return
         wire = yield from self._borrow(self.busy_timeout, alone=True)
         try:
-            if not (yield from self._is_set_up(wire)):
-                if self.must_exist:
-                    raise StorageError(f"{self.where}: there is no such storage")
+            found = yield from self._found_version(wire)
+            if self.must_exist and found == 0:
+                raise StorageError(f"{self.where}: there is no such storage")
+            if found < SCHEMA_VERSION:
                 yield from self._set_up(wire)
         except psycopg.errors.InsufficientPrivilege as error:
             raise StorageError(
-                f"{self.where}: the tables are not there and this role may not make them ({said(error)}); open the "
-                "storage once with a role that may"
+                f"{self.where}: the tables are not there, or are an earlier release's, and this role may not make them "
+                f"({said(error)}); open the storage once with a role that may"
             ) from error
         except psycopg.errors.DuplicateObject as error:
             raise self._taken(error) from error
@@ -433,7 +444,8 @@ class PostgresEngine:
             "prefix of its own"
         )
 
-    def _is_set_up(self, wire: Wire) -> Steps[bool]:
+    def _found_version(self, wire: Wire) -> Steps[int]:
+        """Of the schema; 0 if the tables are not there."""
         # asked as a query and not with to_regclass, which may answer from a cache older than the lock we hold
         asked = Sql(
             "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = ? AND tablename = ?), "
@@ -444,30 +456,43 @@ class PostgresEngine:
         if encoding != "UTF8":
             raise StorageError(f"{self.where}: the database's encoding is {encoding}; it must be UTF8")
         if not there:
-            return False
+            return 0
         ((version,),) = (yield Exchange(wire, [Sql("SELECT version FROM memstate")]))[0]
-        if version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise StorageError(
                 f"{self.where}: has schema version {version}, this release of memstate_langgraph reads "
                 f"{SCHEMA_VERSION}; open it with the release that wrote it"
             )
-        return True
+        return int(version)
 
     def _set_up(self, wire: Wire) -> Steps[None]:
         yield Exchange(wire, [Sql("BEGIN ISOLATION LEVEL READ COMMITTED")])
         yield Exchange(wire, [self.lock(Lock("schema"))])
-        if not (yield from self._is_set_up(wire)):
+        found = yield from self._found_version(wire)
+        if not found:
             # asked first, because a role that may make tables in a schema need not be one that may make schemas
             rows = (yield Exchange(wire, [Sql("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self.schema,))]))[0]
             if not rows:
                 yield Exchange(wire, [Sql(f"CREATE SCHEMA IF NOT EXISTS {self.schema}")])
-            yield Exchange(wire, [Sql(f"SET LOCAL search_path = {self.schema}, pg_temp")])
+        yield Exchange(wire, [Sql(f"SET LOCAL search_path = {self.schema}, pg_temp")])
+        if not found:
             try:
-                yield Exchange(wire, [Sql(self._script.replace("{prefix}", self.prefix))])
+                yield Exchange(wire, [self._made_of("postgres.sql")])
             except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction) as error:
                 raise self._taken(error) from error
             yield Exchange(wire, [Sql("INSERT INTO memstate (version) VALUES (?)", (SCHEMA_VERSION,))])
+        elif found < SCHEMA_VERSION:  # else another process was here meanwhile
+            for version in range(found + 1, SCHEMA_VERSION + 1):
+                yield Exchange(wire, [self._made_of(f"postgres_{version}.sql")])
+            yield Exchange(wire, [Sql("UPDATE memstate SET version = ?", (SCHEMA_VERSION,))])
         yield Exchange(wire, [Sql("COMMIT")])
+
+    def _made_of(self, script: str) -> Sql:
+        return Sql(_script(script).replace("{prefix}", self.prefix))
+
+
+def _script(name: str) -> str:
+    return resources.files(__package__).joinpath("schema", name).read_text("utf-8")
 
 
 def is_lost(error: psycopg.Error, wire: Wire) -> bool:

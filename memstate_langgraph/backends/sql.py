@@ -16,7 +16,18 @@ from memstate_langgraph.backends.sql_checkpoints import CHECKPOINT_ANSWERS
 from memstate_langgraph.backends.sql_counts import COUNT_ANSWERS
 from memstate_langgraph.backends.sql_items import ITEM_ANSWERS
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Row, Sql, Statements, one_of
-from memstate_langgraph.facts import NO_CAUSE, Cause, Entry, Fact, Operation, Query, Standing, Vector, unvalidated
+from memstate_langgraph.facts import (
+    NO_CAUSE,
+    UPKEEP,
+    Cause,
+    Entry,
+    Fact,
+    Operation,
+    Query,
+    Standing,
+    Vector,
+    unvalidated,
+)
 from memstate_langgraph.rules import MAX_COUNT, fits
 
 FIRST_PAGE, LAST_PAGE = 100, 10_000
@@ -24,7 +35,7 @@ FIRST_PAGE, LAST_PAGE = 100, 10_000
 
 # --- rows and values
 
-_FACT = "id, type, namespace, session_id, source, ts, version, ephemeral, singleton, payload"
+_FACT = "id, type, namespace, session_id, source, ts, version, ephemeral, singleton, schema_version, ttl, payload"
 _FIELDS = _FACT.split(", ")
 
 
@@ -39,6 +50,8 @@ def _fact_row(fact: Fact) -> Row:
         fact.version,
         fact.ephemeral,
         fact.singleton,
+        fact.schema_version,
+        fact.ttl,
         json_text(fact.payload),
     )
 
@@ -48,7 +61,7 @@ def _fact(row: Row) -> Fact:
     fields = {
         "id": row[0],
         "type": row[1],
-        "payload": json.loads(row[9]),
+        "payload": json.loads(row[11]),
         "source": row[4],
         "session_id": row[3],
         "ts": datetime.fromisoformat(row[5]),
@@ -56,6 +69,8 @@ def _fact(row: Row) -> Fact:
         "version": row[6],
         "ephemeral": bool(row[7]),
         "singleton": row[8],
+        "schema_version": row[9],
+        "ttl": row[10],
     }
     return unvalidated(Fact, fields)
 
@@ -75,11 +90,13 @@ def fact_text(fact: Fact) -> str:
     """A whole fact as the log keeps it."""
     *head, payload = _fact_row(fact)
     told = {key: value for key, value in zip(_FIELDS, head, strict=False) if value is not None}
+    if fact.schema_version == 1:
+        del told["schema_version"]  # as in most facts, and in all that were written before there were others
     return f'{json_text(told)[:-1]},"payload":{payload}}}'  # the payload is JSON already
 
 
 def fact_from_text(text: str) -> Fact:
-    row = json.loads(text)
+    row = {"schema_version": 1, **json.loads(text)}
     row["payload"] = json_text(row["payload"])
     return _fact(tuple(row.get(name) for name in _FIELDS))
 
@@ -88,6 +105,7 @@ _CAUSE = tuple(Cause.model_fields)
 _ENTRY = (
     "seq, tx, op, fact_id, version, after, session_id, actor, reason, ts, idempotency_key, undoes, base, "
     + ", ".join(_CAUSE)
+    + ", purged"
 )
 _ENTRY_OF_L = ", ".join(f"l.{name}" for name in _ENTRY.split(", "))
 _SLOTS = ", ".join("?" * len(_ENTRY.split(", ")))
@@ -100,7 +118,7 @@ def _entry(row: Row) -> Entry:
         "op": Operation(row[2]),
         "fact_id": row[3],
         "version": row[4],
-        "before": None if row[20] is None else fact_from_text(row[20]),
+        "before": None if row[21] is None else fact_from_text(row[21]),
         "after": None if row[5] is None else fact_from_text(row[5]),
         "session_id": row[6],
         "actor": row[7],
@@ -110,6 +128,7 @@ def _entry(row: Row) -> Entry:
         "undoes": row[11],
         "base": row[12],
         "cause": unvalidated(Cause, dict(zip(_CAUSE, row[13:20], strict=True))) if any(row[13:20]) else NO_CAUSE,
+        "purged": bool(row[20]),
     }
     return unvalidated(Entry, fields)
 
@@ -130,6 +149,7 @@ def _entry_row(entry: Entry) -> Row:
         entry.undoes,
         entry.base,
         *(getattr(entry.cause, name) for name in _CAUSE),
+        entry.purged,
     )
 
 
@@ -147,7 +167,7 @@ def _vector(row: Row) -> Vector:
 def load(op: ops.Load, d: Dialect) -> Statements[dict[str, Standing]]:
     # the newest entry of each id tells version and entry in force, also of what was deleted
     rows = yield Sql(
-        f"SELECT l.fact_id, l.version, l.seq, l.undoes, l.base, {', '.join('f.' + n for n in _FIELDS)} "
+        f"SELECT l.fact_id, l.version, l.seq, l.op, l.undoes, l.base, {', '.join('f.' + n for n in _FIELDS)} "
         f"FROM {d.rows('wanted')} "
         "JOIN log l ON l.fact_id = wanted.value "
         "AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value) "
@@ -156,9 +176,9 @@ def load(op: ops.Load, d: Dialect) -> Statements[dict[str, Standing]]:
     )
     return {
         row[0]: Standing(
-            fact=None if row[5] is None else _fact(row[5:]),
+            fact=None if row[6] is None else _fact(row[6:]),
             version=row[1],
-            head=row[2] if row[3] is None else row[4],
+            head=row[2] if row[4] is None and row[3] not in UPKEEP else row[5],
         )
         for row in rows
     }
@@ -181,8 +201,8 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
 def find_statement(query: Query, beyond: int | None, limit: int, d: Dialect) -> Sql:
     where: list[str] = ["1 = 1"]
     parameters: list[Any] = []
-    # with ids or a prefix, their index is the one to use: what a tenant pays does not follow the others
-    few = bool(query.prefix) or "id" in query.filters
+    # with ids, a prefix or an end, their index is the one to use: what a tenant pays does not follow the others
+    few = bool(query.prefix) or "id" in query.filters or query.ended is not None
     seq, typename = ("seq + 0", "type || ''") if few else ("seq", "type")
     if beyond is not None:
         where.append(f"{seq} {'<' if query.newest else '>'} ?")
@@ -209,6 +229,9 @@ def find_statement(query: Query, beyond: int | None, limit: int, d: Dialect) -> 
         begins = namespace_text(query.prefix)[:-1]
         where.append("namespace BETWEEN ? AND ?")
         parameters += [begins + ",", begins + "]"]
+    if query.ended is not None:
+        where.append("ends <= ?")
+        parameters.append(query.ended.timestamp())
     order = f"{seq} DESC" if query.newest else seq
     parameters.append(limit)
     return Sql(f"SELECT {_FACT}, seq FROM facts WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?", parameters)
@@ -249,12 +272,16 @@ def append(op: ops.Append, d: Dialect) -> Statements[None]:
     ]
     if gone:
         yield Batch(f"DELETE FROM facts WHERE {d.among('id')}", [(d.listed(gone),)])
-    rows = [(*_fact_row(entry.after), entry.seq) for entry in final.values() if entry.after is not None]
+    rows = [
+        (*_fact_row(fact), None if (ends := fact.ends()) is None else ends.timestamp(), entry.seq)
+        for entry in final.values()
+        if (fact := entry.after) is not None
+    ]
     if rows:
         yield Batch(
-            f"INSERT INTO facts ({_FACT}, seq) VALUES ({', '.join('?' * (len(_FIELDS) + 1))}) "
+            f"INSERT INTO facts ({_FACT}, ends, seq) VALUES ({', '.join('?' * (len(_FIELDS) + 2))}) "
             "ON CONFLICT (id) DO UPDATE SET "
-            + ", ".join(f"{name} = excluded.{name}" for name in [*_FIELDS[1:], "seq"]),
+            + ", ".join(f"{name} = excluded.{name}" for name in [*_FIELDS[1:], "ends", "seq"]),
             rows,
         )
     if op.step:
@@ -335,6 +362,17 @@ def last_seq(op: ops.LastSeq, d: Dialect) -> Statements[int]:
     return seq or 0
 
 
+def purge(op: ops.Purge, d: Dialect) -> Statements[int]:
+    which, ids = d.among("fact_id"), d.listed(op.fact_ids)
+    erased = yield Sql(
+        "UPDATE log SET after = NULL, reason = NULL, idempotency_key = NULL, purged = ? "
+        f"WHERE {which} AND op <> 'PURGE' AND NOT purged RETURNING seq",
+        (True, ids),
+    )
+    yield Sql(f"UPDATE vectors SET due = ? WHERE {which} AND state = 'retired' AND due > ?", (op.now, ids, op.now))
+    return len(erased)
+
+
 # --- vectors
 
 
@@ -402,7 +440,7 @@ def buried(op: ops.Buried, d: Dialect) -> Statements[None]:
 def hydrate(op: ops.Hydrate, d: Dialect) -> Statements[dict[str, Fact]]:
     rows = yield Sql(
         f"SELECT v.id, l.after FROM vectors v JOIN log l ON l.seq = v.born "
-        f"WHERE {d.among('v.id')} AND v.born <= ? AND (v.died IS NULL OR v.died > ?)",
+        f"WHERE {d.among('v.id')} AND v.born <= ? AND (v.died IS NULL OR v.died > ?) AND l.after IS NOT NULL",
         (d.listed(op.vectors), op.at, op.at),
     )
     return {vector_id: fact_from_text(after) for vector_id, after in rows}
@@ -431,6 +469,7 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.LastSeq: last_seq,
     ops.PositionAt: position_at,
     ops.FactsAt: facts_at,
+    ops.Purge: purge,
     ops.Intend: intend,
     ops.Activate: activate,
     ops.Retire: retire,

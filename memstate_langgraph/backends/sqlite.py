@@ -32,7 +32,7 @@ R = TypeVar("R")
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 
 APPLICATION_ID = 0x4D656D53  # "MemS" in the file's header says that the file is ours
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEMORY = ":memory:"
 PAGES_AT_ONCE = 256
 """How many pages a step of `vacuum` moves; other writers come in between steps."""
@@ -141,6 +141,9 @@ class SQLiteEngine:
                 connection.execute("PRAGMA journal_mode = WAL")
             self._create(connection)
         version = pragma("user_version")
+        if version < SCHEMA_VERSION:
+            self._migrate(connection)
+            version = pragma("user_version")
         if version != SCHEMA_VERSION:
             raise StorageError(
                 f"{self.path}: has schema version {version}, this release of memstate_langgraph reads "
@@ -148,21 +151,22 @@ class SQLiteEngine:
             )
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.execute("PRAGMA temp_store = MEMORY")
+        # What is deleted is overwritten with zeros where that costs no write of its own; `vacuum` sees to the rest.
+        connection.execute("PRAGMA secure_delete = FAST")
 
     def _create(self, connection: sqlite3.Connection) -> None:
-        schema = resources.files(__package__).joinpath("schema/sqlite.sql").read_text("utf-8")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _exclusively(connection):
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                for statement in statements_of(schema):
-                    connection.execute(statement)
+                _execute_script(connection, "sqlite.sql")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        with _exclusively(connection):
+            found = int(connection.execute("PRAGMA user_version").fetchone()[0])  # another process may have been here
+            for version in range(found + 1, SCHEMA_VERSION + 1):
+                _execute_script(connection, f"sqlite_{version}.sql")
+            connection.execute(f"PRAGMA user_version = {max(found, SCHEMA_VERSION)}")
 
     # --- running
 
@@ -283,6 +287,23 @@ class SQLiteEngine:
             f"SQLite {self._driver.module.sqlite_version} is older than 3.51.3, in which a rare race between two "
             "connections resetting the write-ahead log was repaired"
         ]
+
+
+@contextmanager
+def _exclusively(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _execute_script(connection: sqlite3.Connection, name: str) -> None:
+    for statement in statements_of(resources.files(__package__).joinpath("schema", name).read_text("utf-8")):
+        connection.execute(statement)
 
 
 def statements_of(script: str) -> Iterator[str]:

@@ -15,7 +15,10 @@ CREATE TABLE {prefix}facts (
     ephemeral   BOOLEAN NOT NULL,
     singleton   TEXT COLLATE "C",
     payload     JSON NOT NULL,
-    seq         BIGINT NOT NULL
+    seq         BIGINT NOT NULL,
+    schema_version BIGINT NOT NULL DEFAULT 1,
+    ttl         DOUBLE PRECISION,
+    ends        DOUBLE PRECISION
 );
 CREATE UNIQUE INDEX {prefix}facts_singleton ON {prefix}facts (type, namespace, singleton)
     WHERE singleton IS NOT NULL;
@@ -24,6 +27,7 @@ CREATE INDEX {prefix}facts_type ON {prefix}facts (type, seq);
 CREATE INDEX {prefix}facts_namespace ON {prefix}facts (namespace, type, seq);
 CREATE INDEX {prefix}facts_session ON {prefix}facts (session_id, seq);
 CREATE INDEX {prefix}facts_ephemeral ON {prefix}facts (session_id, seq) WHERE ephemeral;
+CREATE INDEX {prefix}facts_ends ON {prefix}facts (ends) WHERE ends IS NOT NULL;
 
 -- Everything that ever happened.
 CREATE TABLE {prefix}log (
@@ -46,7 +50,8 @@ CREATE TABLE {prefix}log (
     task_id         TEXT COLLATE "C",
     tool_call_id    TEXT COLLATE "C",
     run_id          TEXT COLLATE "C",
-    node            TEXT COLLATE "C"
+    node            TEXT COLLATE "C",
+    purged          BOOLEAN NOT NULL DEFAULT false
 );
 CREATE UNIQUE INDEX {prefix}log_version ON {prefix}log (fact_id, version);
 CREATE UNIQUE INDEX {prefix}log_idempotency ON {prefix}log (idempotency_key) WHERE idempotency_key IS NOT NULL;
@@ -56,8 +61,24 @@ CREATE INDEX {prefix}log_thread ON {prefix}log (thread_id, seq) WHERE thread_id 
 CREATE INDEX {prefix}log_run ON {prefix}log (run_id, seq) WHERE run_id IS NOT NULL;
 CREATE INDEX {prefix}log_task ON {prefix}log (task_id, seq) WHERE task_id IS NOT NULL;
 CREATE INDEX {prefix}log_tool_call ON {prefix}log (tool_call_id, seq) WHERE tool_call_id IS NOT NULL;
-CREATE FUNCTION {prefix}log_keeps() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN RAISE EXCEPTION 'the log is append-only' USING ERRCODE = 'restrict_violation'; END $$;
+-- The one exception: what a purged fact once was is erased, when an entry says that it happened.
+CREATE FUNCTION {prefix}log_keeps() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        erased CONSTANT TEXT[] := ARRAY['after', 'reason', 'idempotency_key', 'purged'];
+        told BOOLEAN := false;
+    BEGIN
+        IF TG_OP = 'UPDATE' AND TG_LEVEL = 'ROW' THEN
+            IF NEW.purged AND NEW.after IS NULL AND NEW.reason IS NULL AND NEW.idempotency_key IS NULL
+                    AND to_jsonb(NEW) - erased = to_jsonb(OLD) - erased THEN
+                EXECUTE 'SELECT EXISTS (SELECT 1 FROM ' || TG_RELID::regclass
+                    || ' WHERE fact_id = $1 AND op = ''PURGE'' AND seq > $2)' INTO told USING OLD.fact_id, OLD.seq;
+            END IF;
+        END IF;
+        IF told THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'the log is append-only' USING ERRCODE = 'restrict_violation';
+    END $$;
 CREATE TRIGGER {prefix}log_keeps_rows BEFORE UPDATE OR DELETE ON {prefix}log
     FOR EACH ROW EXECUTE FUNCTION {prefix}log_keeps();
 CREATE TRIGGER {prefix}log_keeps_all BEFORE TRUNCATE ON {prefix}log

@@ -1,4 +1,5 @@
--- Facts as they are now. `seq` is the log entry that made each so.
+-- Facts as they are now. `seq` is the log entry that made each so; `ends` is when the time to live is over that began
+-- with the last change (seconds since the epoch).
 CREATE TABLE facts (
     id          TEXT PRIMARY KEY,
     type        TEXT NOT NULL,
@@ -10,7 +11,10 @@ CREATE TABLE facts (
     ephemeral   INTEGER NOT NULL,
     singleton   TEXT,
     payload     TEXT NOT NULL,
-    seq         INTEGER NOT NULL
+    seq         INTEGER NOT NULL,
+    schema_version INTEGER NOT NULL DEFAULT 1,
+    ttl         REAL,
+    ends        REAL
 );
 CREATE UNIQUE INDEX facts_singleton ON facts (type, namespace, singleton) WHERE singleton IS NOT NULL;
 CREATE INDEX facts_seq ON facts (seq);
@@ -18,6 +22,7 @@ CREATE INDEX facts_type ON facts (type, seq);
 CREATE INDEX facts_namespace ON facts (namespace, type, seq);
 CREATE INDEX facts_session ON facts (session_id, seq);
 CREATE INDEX facts_ephemeral ON facts (session_id, seq) WHERE ephemeral;
+CREATE INDEX facts_ends ON facts (ends) WHERE ends IS NOT NULL;
 
 -- Everything that ever happened. What a fact was before an entry is what the entry of its previous version
 -- left, so it is not stored twice; that versions are unique also makes a lost update impossible.
@@ -41,7 +46,8 @@ CREATE TABLE log (
     task_id         TEXT,
     tool_call_id    TEXT,
     run_id          TEXT,
-    node            TEXT
+    node            TEXT,
+    purged          INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX log_version ON log (fact_id, version);
 CREATE UNIQUE INDEX log_idempotency ON log (idempotency_key) WHERE idempotency_key IS NOT NULL;
@@ -52,7 +58,18 @@ CREATE INDEX log_run ON log (run_id, seq) WHERE run_id IS NOT NULL;
 CREATE INDEX log_task ON log (task_id, seq) WHERE task_id IS NOT NULL;
 CREATE INDEX log_tool_call ON log (tool_call_id, seq) WHERE tool_call_id IS NOT NULL;
 CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
-CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+-- The one exception: what a purged fact once was is erased, when an entry says that it happened.
+CREATE TRIGGER log_keeps_values BEFORE UPDATE ON log WHEN NOT (
+        NEW.purged AND NEW.after IS NULL AND NEW.reason IS NULL AND NEW.idempotency_key IS NULL
+        AND NEW.seq IS OLD.seq AND NEW.tx IS OLD.tx AND NEW.op IS OLD.op AND NEW.fact_id IS OLD.fact_id
+        AND NEW.version IS OLD.version AND NEW.session_id IS OLD.session_id AND NEW.actor IS OLD.actor
+        AND NEW.ts IS OLD.ts AND NEW.undoes IS OLD.undoes AND NEW.base IS OLD.base
+        AND NEW.thread_id IS OLD.thread_id AND NEW.checkpoint_ns IS OLD.checkpoint_ns
+        AND NEW.checkpoint_id IS OLD.checkpoint_id AND NEW.task_id IS OLD.task_id
+        AND NEW.tool_call_id IS OLD.tool_call_id AND NEW.run_id IS OLD.run_id AND NEW.node IS OLD.node
+        AND EXISTS (SELECT 1 FROM log p WHERE p.fact_id = OLD.fact_id AND p.op = 'PURGE' AND p.seq > OLD.seq)
+    )
+    BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
 
 -- The transactions that rollback counts: neither undone nor undoing. Derived from the log.
 CREATE TABLE steps (
