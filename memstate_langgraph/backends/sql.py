@@ -7,8 +7,9 @@ async, can execute it. Statements are written with `?` for parameters; a dialect
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from memstate_langgraph import ops
@@ -57,15 +58,19 @@ def _fact_row(fact: Fact) -> Row:
 
 
 def _fact(row: Row) -> Fact:
+    return _made(row, json.loads(row[11]))
+
+
+def _made(row: Sequence[Any], payload: dict[str, Any]) -> Fact:
     # What storage holds was validated on its way in; validating it again would double the cost of a read.
     fields = {
         "id": row[0],
         "type": row[1],
-        "payload": json.loads(row[11]),
+        "payload": payload,
         "source": row[4],
         "session_id": row[3],
         "ts": datetime.fromisoformat(row[5]),
-        "namespace": tuple(json.loads(row[2])),
+        "namespace": _namespace(row[2]),
         "version": row[6],
         "ephemeral": bool(row[7]),
         "singleton": row[8],
@@ -82,23 +87,28 @@ def json_text(value: Any) -> str:
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps would make one per call
 
 
+@lru_cache(4096)  # of most facts it is the same
 def namespace_text(namespace: tuple[str, ...]) -> str:
     return json_text(list(namespace))
 
 
-def fact_text(fact: Fact) -> str:
+@lru_cache(4096)
+def _namespace(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+def fact_text(row: Row) -> str:
     """A whole fact as the log keeps it."""
-    *head, payload = _fact_row(fact)
+    *head, payload = row
     told = {key: value for key, value in zip(_FIELDS, head, strict=False) if value is not None}
-    if fact.schema_version == 1:
+    if told["schema_version"] == 1:
         del told["schema_version"]  # as in most facts, and in all that were written before there were others
     return f'{json_text(told)[:-1]},"payload":{payload}}}'  # the payload is JSON already
 
 
 def fact_from_text(text: str) -> Fact:
-    row = {"schema_version": 1, **json.loads(text)}
-    row["payload"] = json_text(row["payload"])
-    return _fact(tuple(row.get(name) for name in _FIELDS))
+    told = {"schema_version": 1, **json.loads(text)}
+    return _made([told.get(name) for name in _FIELDS], told["payload"])
 
 
 _CAUSE = tuple(Cause.model_fields)
@@ -133,14 +143,14 @@ def _entry(row: Row) -> Entry:
     return unvalidated(Entry, fields)
 
 
-def _entry_row(entry: Entry) -> Row:
+def _entry_row(entry: Entry, after: Row | None) -> Row:
     return (
         entry.seq,
         entry.tx,
         str(entry.op),
         entry.fact_id,
         entry.version,
-        None if entry.after is None else fact_text(entry.after),
+        None if after is None else fact_text(after),
         entry.session_id,
         entry.actor,
         entry.reason,
@@ -260,8 +270,11 @@ def reserve(op: ops.Reserve, d: Dialect) -> Statements[int]:
 
 def append(op: ops.Append, d: Dialect) -> Statements[None]:
     entries = op.entries
-    yield Batch(f"INSERT INTO log ({_ENTRY}) VALUES ({_SLOTS})", [_entry_row(entry) for entry in entries])
+    afters = [None if entry.after is None else _fact_row(entry.after) for entry in entries]
+    log = [_entry_row(entry, after) for entry, after in zip(entries, afters, strict=True)]
+    yield Batch(f"INSERT INTO log ({_ENTRY}) VALUES ({_SLOTS})", log)
     final = {entry.fact_id: entry for entry in entries}
+    as_row = {entry.seq: after for entry, after in zip(entries, afters, strict=True)}
     first_of = {entry.fact_id: entry for entry in reversed(entries)}
     # What goes goes first: a key that one fact gives up in this transaction another may take.
     gone = [
@@ -273,9 +286,9 @@ def append(op: ops.Append, d: Dialect) -> Statements[None]:
     if gone:
         yield Batch(f"DELETE FROM facts WHERE {d.among('id')}", [(d.listed(gone),)])
     rows = [
-        (*_fact_row(fact), None if (ends := fact.ends()) is None else ends.timestamp(), entry.seq)
+        (*after, None if (ends := fact.ends()) is None else ends.timestamp(), entry.seq)
         for entry in final.values()
-        if (fact := entry.after) is not None
+        if (fact := entry.after) is not None and (after := as_row[entry.seq]) is not None
     ]
     if rows:
         yield Batch(
