@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memstate_langgraph.adapters import Capabilities as Capabilities
+    from memstate_langgraph.async_memory import AsyncMemoryStore as AsyncMemoryStore
     from memstate_langgraph.backends.postgres import (
         AsyncPostgresStorage as AsyncPostgresStorage,
         PostgresStorage as PostgresStorage,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         ChromaSyncHook as ChromaSyncHook,
     )
     from memstate_langgraph.items import ItemSyncHook as ItemSyncHook, MemStateStore as MemStateStore
-    from memstate_langgraph.memory import AsyncMemoryStore as AsyncMemoryStore, MemoryStore as MemoryStore
+    from memstate_langgraph.memory import MemoryStore as MemoryStore
     from memstate_langgraph.middleware import MemoryMiddleware as MemoryMiddleware
     from memstate_langgraph.moving import (
         Moved as Moved,
@@ -103,7 +104,8 @@ _HOMES = {
     "facts": ("Cause", "Entry", "Fact", "Operation", "ScoredFact"),
     "integrations.chroma": ("AsyncChromaSyncHook", "ChromaSyncHook"),
     "items": ("ItemSyncHook", "MemStateStore"),
-    "memory": ("AsyncMemoryStore", "MemoryStore"),
+    "async_memory": ("AsyncMemoryStore",),
+    "memory": ("MemoryStore",),
     "middleware": ("MemoryMiddleware",),
     "moving": ("Moved", "acopy", "aimport_checkpoints", "copy", "import_checkpoints"),
     "nodes": ("RecallHook", "RecallNode", "RememberNode", "RollbackNode"),

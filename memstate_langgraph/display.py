@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, ScoredFact
 from memstate_langgraph.flows import read_log
-from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.pictures import Picture, Point, draw_timeline, draw_tree
 from memstate_langgraph.rules import check_count, check_text

@@ -27,6 +27,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph import checkpoints, landing
+from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
@@ -35,7 +36,7 @@ from memstate_langgraph.configs import Listing, config_of, given, named, thread_
 from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.graph import running_task
-from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.packing import pack_typed
 from memstate_langgraph.plans import By, Rollback

@@ -14,10 +14,11 @@ from uuid import UUID
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
+from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.errors import ScopeError, ValidationFailed
 from memstate_langgraph.facts import Cause, Namespace
 from memstate_langgraph.graph import cause_of
-from memstate_langgraph.memory import AsyncMemoryStore, MemoryStore
+from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.rules import check_characters
 from memstate_langgraph.run import adrive, drive
 

@@ -122,7 +122,7 @@ MUTANTS = [
     Mutant("rollback takes a key that another fact holds", "plans.py", "            if holder is not None and holder != before.id:", "            if False:", CORE),
     # transactions
     Mutant("readers in a transaction hold its facts", "plans.py", "fact and fact.model_copy(deep=True)", "fact", TRANSACTION),
-    Mutant("a patch can be changed after the call", "memory.py", "        return copy.deepcopy(dict(payload))", "        return dict(payload)", TRANSACTION),
+    Mutant("a patch can be changed after the call", "calls.py", "        return copy.deepcopy(dict(payload))", "        return dict(payload)", TRANSACTION),
     Mutant("transactions nest", "flows.py", "        if self.ambient.get() is not None:", "        if False:", TRANSACTION),
     Mutant("a transaction mixes sessions", "plans.py", "        if len(self._sessions) > 1:", "        if False:", CORE),
     Mutant("a transaction does not see its writes", "flows.py", "        facts = [*reversed(changed), *facts] if query.newest else facts + changed\n", "", CORE),
