@@ -18,7 +18,7 @@ from memstate_langgraph.graph import current_cause
 from memstate_langgraph.overview import store_html
 from memstate_langgraph.past import Moment
 from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
-from memstate_langgraph.rules import Constraint, Rules, check_count, check_namespace, check_text, dumped
+from memstate_langgraph.rules import Constraint, Rules, check_count, check_flag, check_namespace, check_text, dumped
 from memstate_langgraph.run import Flow
 from memstate_langgraph.schemas import Upcast, seconds_of
 
@@ -98,8 +98,7 @@ class Calls:
     ) -> Change:
         if not isinstance(fact, Fact):
             raise ValidationFailed(f"commit: takes a Fact, not {type(fact).__name__}; commit_model takes models")
-        if not isinstance(ephemeral, bool):
-            raise ValidationFailed(f"ephemeral: must be True or False, not {ephemeral!r}")
+        check_flag(ephemeral, "ephemeral")
         if id_given is None:
             id_given = "id" in fact.model_fields_set
         ttl = fact.ttl if ttl is None else seconds_of(ttl)

@@ -27,7 +27,7 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.plans import By, Rewrite
-from memstate_langgraph.rules import Rules
+from memstate_langgraph.rules import Rules, check_flag
 from memstate_langgraph.run import Flow, Progress, check_progress, tell
 from memstate_langgraph.tables import table
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
@@ -272,6 +272,7 @@ def repair(
 ) -> Flow[Report]:
     afresh = _chosen(core, rebuild)
     check_progress(progress)
+    check_flag(upcast, "upcast")
     report = partial(tell, progress)
     if upcast:
         yield from _rewrite(core, report)

@@ -53,6 +53,7 @@ from memstate_langgraph.rules import (
     Rules,
     answers,
     check_count,
+    check_flag,
     check_query,
     check_text,
 )
@@ -335,6 +336,7 @@ class Core:
 
     def change_many(self, changes: Sequence[Change], immediate: bool = False) -> Flow[list[list[str]]]:
         """Make several changes as one transaction, or in the one that surrounds the caller."""
+        check_flag(immediate, "immediate")
         transaction = self.ambient.get()
         if transaction is None:
             return (yield from self._make(changes, immediate)).results
@@ -473,6 +475,7 @@ class Core:
     def begin(self, by: By, immediate: bool = False) -> Transaction:
         if self.ambient.get() is not None:
             raise ValidationFailed("transaction: already inside one of this store; make the changes in that")
+        check_flag(immediate, "immediate")
         draft = self.new_draft()
         if not immediate:
             draft.over(drafts_of(self.visible()))

@@ -312,6 +312,11 @@ def check_count(value: object, where: str, least: int = 0) -> None:
         raise ValidationFailed(f"{where}: must be a whole number from {least} to {MAX_COUNT}, not {value!r}")
 
 
+def check_flag(value: object, where: str) -> None:
+    if not isinstance(value, bool):
+        raise ValidationFailed(f"{where}: must be True or False, not {value!r}")
+
+
 # --- filters
 
 MISSING = object()
