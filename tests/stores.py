@@ -24,16 +24,18 @@ from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncMemoryStore,
     AsyncPostgresStorage,
+    AsyncRedisStorage,
     AsyncSQLiteStorage,
     Fact,
     InMemoryStorage,
     MemoryStore,
     PostgresStorage,
+    RedisStorage,
     SQLiteStorage,
     VectorStoreSyncHook,
 )
 from memstate_langgraph.run import perform
-from tests.servers import postgres_url, schema_of
+from tests.servers import postgres_url, redis_url, schema_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Place:
 
 SQLITE = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True)
 POSTGRES = Place("postgres", lambda folder: PostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True)
+REDIS = Place("redis", lambda folder: RedisStorage(redis_url(), prefix=schema_of(folder)), durable=True)
 
 PLACES = [
     Place("memory", lambda _: InMemoryStorage()),
@@ -63,6 +66,8 @@ PLACES = [
     Place(
         "postgres, async", lambda folder: AsyncPostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True
     ),
+    REDIS,
+    Place("redis, async", lambda folder: AsyncRedisStorage(redis_url(), prefix=schema_of(folder)), durable=True),
 ]
 """Every storage through each of its doors. All tests that hold for any storage take their places from here."""
 
