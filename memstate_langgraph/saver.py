@@ -85,7 +85,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     @classmethod
     def from_conn_string(cls, path: str, *, serde: SerializerProtocol | None = None) -> Self:
-        """A checkpointer of its own on a SQLite file or a PostgreSQL URL.
+        """A checkpointer of its own on a SQLite file, or on the storage of a URL.
 
         Close it, or use it in a `with` or `async with` block.
         """
@@ -93,6 +93,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             from memstate_langgraph.backends.postgres import PostgresStorage
 
             return cls(MemoryStore(PostgresStorage(path)), serde=serde)
+        if isinstance(cast("object", path), str) and "://" in path:
+            from memstate_langgraph.backends.urls import storage_from
+
+            return cls(MemoryStore(storage_from(path)), serde=serde)
         from memstate_langgraph.backends.sqlite import SQLiteStorage
 
         return cls(MemoryStore(SQLiteStorage(path)), serde=serde)

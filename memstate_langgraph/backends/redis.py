@@ -29,6 +29,9 @@ _TOLD = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.Authe
 """What the server answered; any other error is the connection's."""
 
 
+_Pool: Any = redis.BlockingConnectionPool  # redis-py has no types for it
+
+
 class _Server:
     """How to reach the server: what both doors of a storage share besides the rules."""
 
@@ -46,43 +49,64 @@ class _Server:
                 f"url: must be a URL, a redis.Redis or a redis.asyncio.Redis, not {type(source).__name__}; "
                 "for a cluster, give the URL of the node that has the keys"
             )
-        self.engine = RedisEngine(_named(reached.connection_kwargs), prefix, busy_timeout)
+        self.engine = RedisEngine(_named(reached), prefix, busy_timeout)
         self.threads = Threads(max(32, 2 * pool_size), "memstate-redis")
         self._opening = threading.Lock()
-        self._pool: Any = None if self.given is not None else reached
+        self._pool: Any = reached if self.given is None else None
         self._process = os.getpid()
         self._parents: list[Any] = []
 
     def _made(self) -> Any:
+        options = {
+            "max_connections": self.pool_size,
+            "timeout": self.busy_timeout,
+            "retry": Retry(NoBackoff(), 0),  # what may be tried again is decided by the engine
+            **TIMEOUTS,
+        }
+        if self.given is not None:  # threads cannot use the connections of an event loop
+            theirs = self.given.connection_kwargs
+            kept = {name: value for name, value in theirs.items() if name in _KEPT or name.startswith("ssl_")}
+            kept["connection_class"] = _SYNC_CLASS[self.given.connection_class]
+            return _Pool(**options, **kept)
         try:
-            return redis.BlockingConnectionPool.from_url(
-                self.source,
-                max_connections=self.pool_size,
-                timeout=self.busy_timeout,
-                retry=Retry(NoBackoff(), 0),  # what may be tried again is decided by the engine
-                **TIMEOUTS,
-            )
+            pool = _Pool.from_url(self.source, **options)
+            pool.connection_class(**pool.connection_kwargs)  # checks what the URL sets, and connects to nothing
+            return pool
         except (ValueError, TypeError) as error:
             raise ValidationFailed(f"url: is not a Redis URL: {said(error)}") from None
 
     def pool(self) -> Any:
-        if self.given is not None:
+        """Connections for the sync door and for threads."""
+        if isinstance(self.given, redis.ConnectionPool):
             return self.given
         with self._opening:
             if self._process != os.getpid():  # a forked process makes connections of its own
                 self._parents.append(self._pool)
-                self._pool, self._process = self._made(), os.getpid()
+                self._pool, self._process = None, os.getpid()
+            if self._pool is None:
+                self._pool = self._made()
             return self._pool
 
     def close(self) -> None:
         self.engine.closed = True
         self.threads.close()
-        if self.given is None:
-            self.pool().disconnect()
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.disconnect()
 
 
-def _named(settings: dict[str, Any]) -> str:
+_KEPT = ("host", "port", "path", "db", "username", "password", "credential_provider", "protocol", "client_name")
+_SYNC_CLASS = {
+    aredis.Connection: redis.Connection,
+    aredis.SSLConnection: redis.SSLConnection,
+    aredis.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
+}
+
+
+def _named(pool: Any) -> str:
     """Which server and database, without the password."""
+    settings = pool.connection_kwargs
+    if hasattr(pool, "service_name"):
+        return f"redis-sentinel://{pool.service_name}/{settings.get('db', 0)}"
     if "path" in settings:
         return f"unix://{settings['path']}, database {settings.get('db', 0)}"
     return f"redis://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
@@ -107,6 +131,13 @@ class RedisStorage:
         if isinstance(self._server.given, aredis.ConnectionPool):
             raise ValidationFailed("url: a redis.asyncio client is for AsyncRedisStorage; pass a URL or a redis.Redis")
         drive(self.engine.at_first(), self._answer)
+
+    @classmethod
+    def existing(cls, url: str | Client, *, prefix: str = "memstate") -> RedisStorage:
+        """A storage that somebody made before; `StorageError` instead of making a new one."""
+        storage = cls.over(_Server(url, 10, prefix, 30.0))
+        drive(storage.engine.at_first(must_exist=True), storage._answer)
+        return storage
 
     @classmethod
     def over(cls, server: _Server) -> RedisStorage:
@@ -149,7 +180,7 @@ class RedisStorage:
         for _ in commands:
             try:
                 answers.append(wire.read_response(disable_decoding=True))
-            except _TOLD as error:  # noqa: PERF203 -- the next answers are still to be read
+            except _TOLD as error:
                 answers.append(error)
         return answers
 
@@ -182,7 +213,7 @@ class AsyncRedisStorage:
 
     def _face(self, server: _Server) -> None:
         self._server = server
-        self._pool = server.given if isinstance(server.given, aredis.ConnectionPool) else None
+        self._pool: Any = server.given if isinstance(server.given, aredis.ConnectionPool) else None
         self.engine = server.engine
 
     @property
@@ -219,7 +250,7 @@ class AsyncRedisStorage:
         for _ in commands:
             try:
                 answers.append(await wire.read_response(disable_decoding=True))
-            except _TOLD as error:  # noqa: PERF203 -- the next answers are still to be read
+            except _TOLD as error:
                 answers.append(error)
         return answers
 
@@ -227,7 +258,6 @@ class AsyncRedisStorage:
         await asyncio.to_thread(self._server.close)
 
     def sync(self) -> RedisStorage:
-        """Not for a storage over a `redis.asyncio` client, which threads without its event loop cannot use."""
         return RedisStorage.over(self._server)
 
 

@@ -24,6 +24,7 @@ import re
 import time
 import uuid
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, NoReturn, TypeVar, cast
@@ -98,7 +99,16 @@ Steps = Generator[Step, Any, R]
 # --- what plans rely on and change
 
 GARBAGE = "garbage"
-_READS_LOG = (ops.PositionAt, ops.FactsAt, ops.Count, ops.ReadVectors, ops.Activate, ops.Retire, ops.Abandon, ops.Expunge)
+_READS_LOG = (
+    ops.PositionAt,
+    ops.FactsAt,
+    ops.Count,
+    ops.ReadVectors,
+    ops.Activate,
+    ops.Retire,
+    ops.Abandon,
+    ops.Expunge,
+)
 _CHANGES_ANYWAY = (
     checkpoint_ops.JoinPool,
     checkpoint_ops.SaveCheckpoint,
@@ -176,9 +186,8 @@ _PASSING = {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN
 
 def code_of(error: exceptions.RedisError) -> str:
     """The word that an error of the server begins with, also one that stopped a script."""
-    found = _CODE.search(f"{getattr(error, 'status_code', None) or ''} {error}")
-    named = {exceptions.OutOfMemoryError: "OOM", exceptions.ReadOnlyError: "READONLY", exceptions.MovedError: "MOVED"}
-    return named.get(type(error), found[1] if found else "")
+    found = _CODE.search(said(error))
+    return found[1] if found else ""
 
 
 @dataclass
@@ -295,7 +304,9 @@ class RedisEngine:
                 view.reread()
             transaction.changed |= changed_by(op)
             return (
-                yield from relay(ANSWERS[type(op)](op, view), lambda commands: self._asking(transaction, scopes, commands))
+                yield from relay(
+                    ANSWERS[type(op)](op, view), lambda commands: self._asking(transaction, scopes, commands)
+                )
             )
 
         result = yield from relay(work.start(), answer)
@@ -323,14 +334,13 @@ class RedisEngine:
         first = transaction.exchanges == 0 or LOG.of in fresh
         also: list[Command] = [("HGET", self._key("meta"), SEQ)] if first else []
         call = self._ask.call(keys, [packed([*commands, *also])])
+        answers: list[Any]
         (held, *answers) = yield from self._scripted(transaction, self._ask, call)
         transaction.exchanges += 1
         transaction.covered = set(watched)
         stamps = dict(zip(watched, (stamp or b"" for stamp in held), strict=False))
         moved = {scope for scope, stamp in stamps.items() if transaction.seen.setdefault(scope, stamp) != stamp}
-        taken = {
-            scope for scope, turn in zip(turns, held[len(watched) :], strict=True) if turn is not None
-        }
+        taken = {scope for scope, turn in zip(turns, held[len(watched) :], strict=True) if turn is not None}
         if moved:
             raise _Overtaken(moved)
         if taken and transaction.writes:
@@ -402,13 +412,9 @@ class RedisEngine:
         """Let the others go on at once; if that fails, the turns expire."""
         if transaction.turns:
             keys = [self._key("turn", scope) for scope in sorted(transaction.turns)]
-            call = self._commit.call(
-                [transaction.marker, *keys], [transaction.id, 0, packed([])]
-            )
-            try:
+            call = self._commit.call([transaction.marker, *keys], [transaction.id, 0, packed([])])
+            with suppress(*LOST):
                 yield Exchange(transaction.wire, [call])
-            except LOST:
-                pass
             transaction.turns.clear()
 
     # --- outcomes
@@ -507,10 +513,16 @@ class RedisEngine:
             make: list[Command] = [] if must_exist else [("HSETNX", meta, VERSION, LAYOUT_VERSION)]
             answers = yield Exchange(
                 wire,
-                [*make, ("HGET", meta, VERSION), ("INFO", "persistence"), ("CONFIG", "GET", "appendfsync")],
+                [
+                    *make,
+                    ("HGET", meta, VERSION),
+                    ("INFO", "persistence"),
+                    ("CONFIG", "GET", "appendfsync"),
+                    ("INFO", "memory"),
+                ],
             )
             broken = False
-            *_, version, info, fsync = answers
+            *_, version, persistence, fsync, memory = answers
             if isinstance(answers[0], exceptions.RedisError) and code_of(answers[0]) not in ("READONLY", "OOM"):
                 self._raise_as_ours(answers[0])
             if isinstance(version, exceptions.RedisError):
@@ -528,7 +540,7 @@ class RedisEngine:
                 f"{self.where}: has layout version {int(version)}, this release of memstate_langgraph reads "
                 f"{LAYOUT_VERSION}; open it with the release that wrote it"
             )
-        self._warnings = _durability(info, fsync)
+        self._warnings = [*_durability(persistence, fsync), *_eviction(memory)]
         self._ready = True
 
     def at_first(self, *, must_exist: bool = False) -> Steps[None]:
@@ -550,7 +562,9 @@ class RedisEngine:
 
 def _durability(info: Any, fsync: Any) -> list[str]:
     if isinstance(info, exceptions.RedisError):
-        return ["Redis: the server does not say whether it keeps an append-only file, so what survives its end is unknown"]
+        return [
+            "Redis: the server does not say whether it keeps an append-only file, so what survives its end is unknown"
+        ]
     if b"aof_enabled:1" not in info:
         return [
             "Redis: appendonly is off, so what was committed since the last snapshot (RDB), if there are any, is lost "
@@ -568,5 +582,16 @@ def _durability(info: Any, fsync: Any) -> list[str]:
     ]
 
 
+def _eviction(info: Any) -> list[str]:
+    found = None if isinstance(info, exceptions.RedisError) else re.search(rb"maxmemory_policy:(\S+)", info)
+    if found is None or found[1] == b"noeviction" or re.search(rb"maxmemory:0\s", info):
+        return []
+    return [
+        f"Redis: maxmemory-policy {found[1].decode()} lets the server throw away what was stored when its memory is full; "
+        "set it to noeviction"
+    ]
+
+
 def said(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    code = getattr(error, "status_code", None)  # which redis-py takes off
+    return " ".join([*([code] if code else []), *str(error).split()])

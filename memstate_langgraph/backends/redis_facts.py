@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
-from datetime import datetime
 from typing import Any
 
 from memstate_langgraph import item_ops, ops
@@ -224,9 +223,7 @@ def append(op: ops.Append, view: View) -> Asking[None]:
             view.add(view.key("log:session", entry.session_id), seq, entry.seq)
         if entry.idempotency_key is not None:
             view.put_first(view.key("log:keys"), entry.idempotency_key, seq)
-        view.put(
-            view.key("heads"), entry.fact_id, json_text([entry.version, entry.seq, entry.head]).encode()
-        )
+        view.put(view.key("heads"), entry.fact_id, json_text([entry.version, entry.seq, entry.head]).encode())
     view.put(view.key("meta"), SEQ, _number(op.entries[-1].seq))
     # What goes goes first: a key that one fact gives up in this transaction another may take.
     for row in facts:

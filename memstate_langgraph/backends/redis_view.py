@@ -73,14 +73,12 @@ class ByScore:
     newest: bool = False
     limit: int | None = None
 
-    def holds(self, score: float, member: bytes) -> bool:
-        return self.low <= score <= self.high
+    def holds(self, pair: tuple[float, bytes]) -> bool:
+        return self.low <= pair[0] <= self.high
 
     def arguments(self, limit: int | None) -> Command:
-        ends = [number(self.low), number(self.high)]
-        order = [*reversed(ends), "BYSCORE", "REV"] if self.newest else [*ends, "BYSCORE"]
-        cut = [] if limit is None else ["LIMIT", 0, limit]
-        return (self.key, *order, *cut, "WITHSCORES")
+        low, high = number(self.low), number(self.high)
+        return (self.key, *_ordered(low, high, "BYSCORE", self.newest), *_cut(limit), "WITHSCORES")
 
     def answered(self, members: list[bytes]) -> list[tuple[float, bytes]]:
         return [(float(members[i + 1]), members[i]) for i in range(0, len(members), 2)]
@@ -97,19 +95,28 @@ class ByName:
     limit: int | None = None
     behind: bool = False
 
-    def holds(self, score: float, member: bytes) -> bool:
+    def holds(self, pair: tuple[float, bytes]) -> bool:
+        member = pair[1]
         return (member > self.low if self.behind else member >= self.low) and (self.high is None or member < self.high)
 
     def arguments(self, limit: int | None) -> Command:
-        ends = [(b"(" if self.behind else b"[") + self.low, b"+" if self.high is None else b"(" + self.high]
-        order = [*reversed(ends), "BYLEX", "REV"] if self.newest else [*ends, "BYLEX"]
-        return (self.key, *order, *([] if limit is None else ["LIMIT", 0, limit]))
+        low = (b"(" if self.behind else b"[") + self.low
+        high = b"+" if self.high is None else b"(" + self.high
+        return (self.key, *_ordered(low, high, "BYLEX", self.newest), *_cut(limit))
 
     def answered(self, members: list[bytes]) -> list[tuple[float, bytes]]:
         return [(0.0, member) for member in members]
 
 
 Range = ByScore | ByName
+
+
+def _ordered(low: bytes | str, high: bytes | str, by: str, newest: bool) -> Command:
+    return (high, low, by, "REV") if newest else (low, high, by)
+
+
+def _cut(limit: int | None) -> Command:
+    return () if limit is None else ("LIMIT", 0, limit)
 
 
 def beginning(key: str, prefix: bytes, **options: Any) -> ByName:
@@ -197,7 +204,7 @@ class View:
         return found
 
     def ranges(self, *wanted: Range, rows: str | None = None) -> Asking[list[list[tuple[float, bytes]]]]:
-        """Members of sorted sets with their scores, all of one instant; what a hash has of their names is fetched too."""
+        """Members of sorted sets with their scores, all of one instant, and the rows that a hash has of them."""
         if not wanted:
             return []
         commands: list[Command] = []
@@ -216,7 +223,8 @@ class View:
             index = self._index(span.key)
             if index.cleared or index.wrote:
                 held = [] if index.cleared else [pair for pair in held if pair[1] not in index.wrote]
-                held += [(s, m) for m, s in index.wrote.items() if s is not None and span.holds(s, m)]
+                wrote = [(score, member) for member, score in index.wrote.items() if score is not None]
+                held += [pair for pair in wrote if span.holds(pair)]
                 held.sort(reverse=span.newest)
             found.append(held if span.limit is None else held[: span.limit])
         return found
@@ -302,8 +310,9 @@ class View:
             for name, value in known.first.items():
                 yield ("HSETNX", key, name, value)
         for key, index in self.indexes.items():
-            scores = [[number(score), member] for member, score in index.wrote.items() if score is not None]
-            yield from _parts("ZADD", key, scores)
+            yield from _parts(
+                "ZADD", key, [(number(score), member) for member, score in index.wrote.items() if score is not None]
+            )
         yield from self.blind
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from memstate_langgraph.errors import StorageError, ValidationFailed
 
@@ -56,5 +56,17 @@ def _sqlite_file(path: str, must_exist: bool) -> Storage:
     return SQLiteStorage(path)
 
 
-OPENERS: dict[str, Opener] = {"sqlite": _sqlite}
+def _redis(url: str, must_exist: bool) -> Storage:
+    """`redis://host:6379/0`, with `?prefix=` for a store under other keys than the usual ones."""
+    from memstate_langgraph.backends.redis import RedisStorage
+
+    address, _, options = url.partition("?")
+    given = dict(parse_qsl(options, keep_blank_values=True))
+    prefix = given.pop("prefix", "memstate")
+    if given:
+        address += "?" + urlencode(given)
+    return RedisStorage.existing(address, prefix=prefix) if must_exist else RedisStorage(address, prefix=prefix)
+
+
+OPENERS: dict[str, Opener] = {"sqlite": _sqlite, "redis": _redis, "rediss": _redis, "unix": _redis}
 """By scheme. A new backend adds its line here, with an opener that imports its driver when it is called."""
