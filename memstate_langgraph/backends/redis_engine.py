@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import re
 import time
 import uuid
@@ -56,6 +55,8 @@ MARKER_KEPT = 3_600_000
 """Milliseconds after which no commit that was sent can still arrive."""
 TURN = 2_000
 """Milliseconds that a turn lasts after its holder was last heard of."""
+WAIT = "0.1"
+"""Seconds after which who waits for a turn looks again, in case that its holder died."""
 READS_BEFORE_TURN = 5
 """So often a reading plan that was overtaken begins again before it holds writers up."""
 FEW = 16
@@ -259,7 +260,7 @@ class RedisEngine:
                         f"{self.where}: other writers were in the way for {self.busy_timeout} s; nothing was written, "
                         "try again"
                     ) from None
-                pause = random.uniform(0, 0.001) if overtaken < 100 else pause  # noqa: PLW2901 -- a turn is short
+                continue
             except _Again as again:
                 if time.monotonic() > deadline:
                     raise again.final from again.__cause__
@@ -406,6 +407,8 @@ class RedisEngine:
         if transaction.turns != wanted:
             missing = wanted - transaction.turns
             yield from self._give_up_turns(transaction)
+            batons = [self._key("baton", scope) for scope in sorted(missing)]
+            yield Exchange(transaction.wire, [("BLPOP", *batons, WAIT)])  # the server serves who waits longest
             raise _Overtaken(missing)
 
     def _give_up_turns(self, transaction: Transaction) -> Steps[None]:

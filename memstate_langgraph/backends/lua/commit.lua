@@ -36,6 +36,7 @@
 --   {prefix}:chunks:<pool>               hash    chunk id -> row
 --   {prefix}:stamp:<scope>               string  the transaction that last changed a scope: the log, a thread, a pool
 --   {prefix}:turn:<scope>                string  whose turn it is to change a scope that many want to change; expires
+--   {prefix}:baton:<scope>               list    pushed when a turn ends, for whoever waits longest; expires
 --   {prefix}:marker:<worker>             string  the last transaction of a worker's connection; expires
 --
 -- KEYS: marker; the stamps to check; the turns of what is changed, or held
@@ -65,6 +66,11 @@ for _, command in ipairs(cmsgpack.unpack(ARGV[3 + checks])) do
     redis.call(unpack(command))
 end
 for n = 1, #KEYS - 1 - checks do
-    redis.call('DEL', KEYS[1 + checks + n])
+    if redis.call('DEL', KEYS[1 + checks + n]) == 1 then
+        local baton = string.gsub(KEYS[1 + checks + n], '}:turn:', '}:baton:', 1)
+        redis.call('DEL', baton)
+        redis.call('LPUSH', baton, tx)
+        redis.call('PEXPIRE', baton, 100)
+    end
 end
 return {'done'}
