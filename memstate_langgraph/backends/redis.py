@@ -116,12 +116,11 @@ class RedisStorage:
     """Facts, log, vectors' journal and checkpoints under one prefix of a Redis 6.2 or newer.
 
     Takes a URL (`redis://`, `rediss://`, `unix://`), or a client of redis-py that you already have. What an
-    acknowledged commit survives is decided by the server's settings: with `appendonly yes` and `appendfsync always`
-    a power failure, with `everysec` (the default) the end of the server process, but not always the last second before
-    a power failure; without `appendonly` only what the last snapshot had. `verify()` tells which it is. Whatever is
-    lost is lost from the end, whole transactions at a time. A replica that takes over may lack the last ones.
-    `busy_timeout` is for how many seconds a call waits for others and for a server that is away before it raises
-    `StorageBusy` or `StorageError`.
+    acknowledged commit survives is decided by the server's settings, and `verify()` reports them: with `appendonly yes`
+    and `appendfsync always` the power going, with `everysec` (the default) the end of the server process, without
+    `appendonly` nothing but what the last snapshot has. What is lost is lost from the end, whole transactions at a
+    time; a replica that takes over may lack the last ones. `busy_timeout` is for how many seconds a call waits for
+    others and for a server that is away before it raises `StorageBusy` or `StorageError`.
     """
 
     def __init__(

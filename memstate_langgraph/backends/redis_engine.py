@@ -590,8 +590,8 @@ def _eviction(info: Any) -> list[str]:
     if found is None or found[1] == b"noeviction" or re.search(rb"maxmemory:0\s", info):
         return []
     return [
-        f"Redis: maxmemory-policy {found[1].decode()} lets the server throw away what was stored when its memory is full; "
-        "set it to noeviction"
+        f"Redis: maxmemory-policy {found[1].decode()} lets the server throw away what was stored when its memory is "
+        "full; set it to noeviction"
     ]
 
 
