@@ -38,7 +38,7 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from memstate_langgraph.backends.redis_engine import READS_BEFORE_TURN, Exchange
+from memstate_langgraph.backends.redis_engine import FEW, READS_BEFORE_TURN, Exchange
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.checkpoint_ops import JoinPool, Pool
 from memstate_langgraph.ops import Count, LastSeq, Plan, Work, reads, writes
@@ -550,6 +550,49 @@ def test_a_writing_plan_that_was_overtaken_begins_again(memory: MemoryStore) -> 
 
     storage.run(writes(join)(b"ours", overtaken))
     assert seen == [None, b"theirs"]
+
+
+def test_a_plan_over_many_threads_sees_one_state(memory: MemoryStore) -> None:
+    storage: Any = memory.storage
+    attempts: list[int] = []
+
+    def join(thread: str) -> Plan[None]:
+        yield from JoinPool(thread, b"pool")
+
+    def plan() -> Plan[list[bytes | None]]:
+        attempts.append(0)
+        found = []
+        for i in range(2 * FEW):
+            if len(attempts) == 1 and i == 2 * FEW - 1:
+                storage.run(writes(join)("t 0"))
+            found.append((yield from Pool(f"t {i}")))
+        return found
+
+    assert storage.run(Work(plan, write=False)) == [b"pool"] + [None] * (2 * FEW - 1)
+    assert len(attempts) == 2
+
+
+def test_a_turn_taken_before_the_commit_holds_it_up(
+    memory: MemoryStore, tmp_path: Path, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = f"{{{schema_of(tmp_path)}}}:turn:log"
+    refused = 0
+
+    def around(storage: Any, step: Exchange, go: Any) -> Any:
+        nonlocal refused
+        if commits(memory, step) and not refused:
+            refused += 1
+            admin.set(turn, "somebody else", px=200)
+            answers = go()
+            assert answers[-1][0] == b"taken"
+            return answers
+        return go()
+
+    spy(memory, monkeypatch, around)
+    memory.commit(note("x"))
+    assert refused == 1
+    assert admin.get(turn) is None
+    assert len(memory.log()) == 1
 
 
 def test_who_has_the_turn_goes_first(url: str, tmp_path: Path, admin: Any) -> None:
