@@ -40,8 +40,15 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.backends.redis_engine import FEW, READS_BEFORE_TURN, Exchange
 from memstate_langgraph.backends.urls import storage_from
-from memstate_langgraph.checkpoint_ops import JoinPool, Pool
-from memstate_langgraph.ops import Count, LastSeq, Plan, Work, reads, writes
+from memstate_langgraph.checkpoint_ops import (
+    CheckpointRow,
+    FindCheckpoints,
+    JoinPool,
+    Place,
+    Pool,
+    SaveCheckpoint,
+)
+from memstate_langgraph.ops import Count, LastSeq, Plan, Reserve, Work, reads, writes
 from tests.models import Note, Preference, note, preference
 from tests.servers import RedisServer, redis_url, schema_of
 from tests.stores import Unreliable, assert_in_step, collect, hook_over
@@ -572,6 +579,35 @@ def test_a_plan_over_many_threads_sees_one_state(memory: MemoryStore) -> None:
     assert len(attempts) == 2
 
 
+def test_what_was_read_in_passing_is_read_anew_when_it_matters(memory: MemoryStore) -> None:
+    storage: Any = memory.storage
+    row = CheckpointRow(Place("t", "", "1"), None, None, "kind", b"", "kind", b"")
+
+    def plan() -> Plan[int]:
+        yield from SaveCheckpoint(row)  # takes note of the log's position, and relies on nothing
+        memory.commit(note("in between"))
+        return (yield from Reserve(1))
+
+    assert storage.run(Work(plan, write=True)) == 2
+    assert storage.run(Work(lambda: iter(FindCheckpoints("t")), write=False))[0].position == 0
+
+
+def test_the_threads_of_a_list_are_relied_on(memory: MemoryStore) -> None:
+    storage: Any = memory.storage
+    saver = MemStateCheckpointer(memory=memory)
+    ask(saver, "t", "hello")
+    listed: list[int] = []
+
+    def plan() -> Plan[bytes | None]:
+        listed.append(len((yield from FindCheckpoints())))
+        if len(listed) == 1:
+            saver.delete_thread("t")
+        return (yield from Pool("t"))
+
+    assert storage.run(Work(plan, write=False)) is None
+    assert listed == [2, 0], "never a checkpoint without what belongs to it"
+
+
 def test_a_turn_taken_before_the_commit_holds_it_up(
     memory: MemoryStore, tmp_path: Path, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,6 +794,21 @@ def test_the_log_is_only_added_to_and_nothing_is_scanned(url: str, tmp_path: Pat
     for name in ("ask", "commit", "settle"):
         script = resources.files("memstate_langgraph.backends").joinpath(f"lua/{name}.lua").read_text("utf-8")
         assert not re.search(r"'(KEYS|\w*SCAN)'", script)
+
+
+def test_what_is_deleted_leaves_nothing_behind(url: str, tmp_path: Path, admin: Any) -> None:
+    prefix = f"{{{schema_of(tmp_path)}}}:"
+    with open_store(url, tmp_path, hook_over(Unreliable(), grace=0.0, late=0.0)) as memory:
+        exercise(memory, "a")
+        memory.commit(note("x", ephemeral=True), session_id="a")
+        for fact in memory.query():
+            memory.delete(fact.id)
+        saver = MemStateCheckpointer(memory=memory)
+        saver.delete_thread("a")
+        collect(memory)
+    left = {key.decode().removeprefix(prefix).split(":")[0] for key in admin.scan_iter(f"{prefix}*")}
+    assert left <= {"meta", "heads", "log", "steps", "stamp", "marker", "baton", "vectors"}
+    assert {key.decode() for key in admin.scan_iter(f"{prefix}vectors*")} <= {f"{prefix}vectors:names"}
 
 
 def test_cost_does_not_follow_how_much_there_is(url: str, tmp_path: Path, admin: Any) -> None:

@@ -300,8 +300,7 @@ class RedisEngine:
 
         def answer(op: Op[Any]) -> Steps[Any]:
             scopes = set() if isinstance(op, _CHANGES_ANYWAY) else scopes_of(op)
-            before = dict.fromkeys(scopes - transaction.seen.keys())
-            if before:
+            if not scopes <= transaction.seen.keys():
                 view.reread()
             transaction.changed |= changed_by(op)
             return (
