@@ -111,7 +111,7 @@ _ENTRY_OF_L = ", ".join(f"l.{name}" for name in _ENTRY.split(", "))
 _SLOTS = ", ".join("?" * len(_ENTRY.split(", ")))
 
 
-def _entry(row: Row) -> Entry:
+def entry_from_row(row: Row) -> Entry:
     fields = {
         "seq": row[0],
         "tx": row[1],
@@ -133,7 +133,7 @@ def _entry(row: Row) -> Entry:
     return unvalidated(Entry, fields)
 
 
-def _entry_row(entry: Entry) -> Row:
+def entry_row(entry: Entry) -> Row:
     return (
         entry.seq,
         entry.tx,
@@ -260,7 +260,7 @@ def reserve(op: ops.Reserve, d: Dialect) -> Statements[int]:
 
 def append(op: ops.Append, d: Dialect) -> Statements[None]:
     entries = op.entries
-    yield Batch(f"INSERT INTO log ({_ENTRY}) VALUES ({_SLOTS})", [_entry_row(entry) for entry in entries])
+    yield Batch(f"INSERT INTO log ({_ENTRY}) VALUES ({_SLOTS})", [entry_row(entry) for entry in entries])
     final = {entry.fact_id: entry for entry in entries}
     first_of = {entry.fact_id: entry for entry in reversed(entries)}
     # What goes goes first: a key that one fact gives up in this transaction another may take.
@@ -321,7 +321,7 @@ def read_log(op: ops.ReadLog, d: Dialect) -> Statements[list[Entry]]:
         f"WHERE {' AND '.join(where)} ORDER BY {order} DESC{limit}",
         parameters,
     )
-    return [_entry(row) for row in rows]
+    return [entry_from_row(row) for row in rows]
 
 
 def steps(op: ops.Steps, d: Dialect) -> Statements[list[str]]:
