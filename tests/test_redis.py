@@ -38,7 +38,8 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from memstate_langgraph.backends.redis_engine import FEW, READS_BEFORE_TURN, Exchange
+from memstate_langgraph.backends.redis_engine import ANSWERS, FEW, READS_BEFORE_TURN, Exchange
+from memstate_langgraph.backends.redis_facts import purge
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.checkpoint_ops import (
     CheckpointRow,
@@ -47,8 +48,10 @@ from memstate_langgraph.checkpoint_ops import (
     Place,
     Pool,
     SaveCheckpoint,
+    SaveWrites,
+    WriteRow,
 )
-from memstate_langgraph.ops import Count, LastSeq, Plan, Reserve, Work, reads, writes
+from memstate_langgraph.ops import Count, LastSeq, Plan, Purge, Reserve, Work, reads, writes
 from tests.models import Note, Preference, note, preference
 from tests.postgres.helpers import ask, wait_until
 from tests.servers import RedisServer, redis_url, schema_of
@@ -584,12 +587,34 @@ def test_what_was_read_in_passing_is_read_anew_when_it_matters(memory: MemorySto
     row = CheckpointRow(Place("t", "", "1"), None, None, "kind", b"", "kind", b"")
 
     def plan() -> Plan[int]:
-        yield from SaveCheckpoint(row)  # takes note of the log's position, and relies on nothing
+        yield from SaveCheckpoint(row)  # takes note of the log's position, and does not rely on it
         memory.commit(note("in between"))
         return (yield from Reserve(1))
 
     assert storage.run(Work(plan, write=True)) == 2
     assert storage.run(Work(lambda: iter(FindCheckpoints("t")), write=False))[0].position == 0
+
+
+def test_a_checkpoint_is_stored_by_who_sees_what_came_before_it(memory: MemoryStore) -> None:
+    """What waits for a checkpoint is looked for after it was stored, so nobody may store a result unseen."""
+    storage: Any = memory.storage
+    row = CheckpointRow(Place("t", "", "1"), None, None, "kind", b"", "kind", b"", position=0)
+    result = WriteRow(Place("t", "", "1"), "task", 0, "", "channel", "kind", b"")
+    looked: list[int] = []
+
+    def save() -> Plan[None]:
+        yield from SaveWrites((result,))
+
+    def plan() -> Plan[None]:
+        yield from SaveCheckpoint(row)
+        looked.append(len(results))
+        if not results:
+            storage.run(writes(save)())
+            results.append(result)
+
+    results: list[WriteRow] = []
+    storage.run(Work(plan, write=True))
+    assert looked == [0, 1]
 
 
 def test_the_threads_of_a_list_are_relied_on(memory: MemoryStore) -> None:
@@ -809,6 +834,61 @@ def test_what_is_deleted_leaves_nothing_behind(url: str, tmp_path: Path, admin: 
     left = {key.decode().removeprefix(prefix).split(":")[0] for key in admin.scan_iter(f"{prefix}*")}
     assert left <= {"meta", "heads", "log", "steps", "stamp", "marker", "baton", "vectors"}
     assert {key.decode() for key in admin.scan_iter(f"{prefix}vectors*")} <= {f"{prefix}vectors:names"}
+
+
+def held(admin: Any, prefix: str) -> bytes:
+    """Every key of a store, and all that it holds."""
+    found: list[bytes] = []
+    for key in admin.scan_iter(f"{{{prefix}}}:*"):
+        found.append(key)
+        if admin.type(key) == b"hash":
+            found += [part for pair in admin.hgetall(key).items() for part in pair]
+        elif admin.type(key) == b"zset":
+            found += admin.zrange(key, 0, -1)
+    return b"\n".join(found)
+
+
+def test_what_is_purged_is_in_no_key(url: str, tmp_path: Path, admin: Any) -> None:
+    prefix, vectors = schema_of(tmp_path), Unreliable()
+    with open_store(url, tmp_path, hook_over(vectors, grace=3600.0)) as memory:
+        memory.commit(note("xyzzy", id="a"), session_id="s", reason="xyzzy", idempotency_key="xyzzy", ttl=3600)
+        memory.update("a", {"content": "xyzzy again"})
+        memory.commit(preference("xyzzy", "xyzzy"), session_id="s")
+        ask(MemStateCheckpointer(memory), "s", "xyzzy")
+        assert held(admin, prefix).count(b"xyzzy") > 8
+        assert len(memory.purge(session_id="s", checkpoints=True).fact_ids) == 2
+    assert b"xyzzy" not in held(admin, prefix)
+    assert vectors.store == {}
+
+
+def test_a_purge_that_dies_did_nothing(
+    memory: MemoryStore, tmp_path: Path, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.commit(note("xyzzy", id="a"), session_id="s")
+    before = held(admin, schema_of(tmp_path))
+
+    def die(op: Any, view: Any) -> Any:
+        yield from purge(op, view)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(ANSWERS, Purge, die)
+    with pytest.raises(KeyboardInterrupt):
+        memory.purge(fact_id="a")
+    assert held(admin, schema_of(tmp_path)) == before
+    assert [entry.purged for entry in memory.log()] == [False]
+
+
+def test_what_has_ended_is_found_without_the_rest(url: str, tmp_path: Path, admin: Any) -> None:
+    prefix = schema_of(tmp_path)
+    with open_store(url, tmp_path) as memory:
+        memory.commit_many([note(f"n{i}", id=f"n{i}") for i in range(300)])
+        memory.commit(note("brief", id="brief"), ttl=0.01)
+        memory.commit(note("long", id="long"), ttl=3600)
+        time.sleep(0.02)
+        with watched(admin, prefix) as seen:
+            assert memory.sweep().facts == {"note": 1}
+        assert sum(len(part) for command in seen for part in command) < 20_000
+        assert admin.zrange(f"{{{prefix}}}:facts:ends", 0, -1) == [b"long"]
 
 
 def test_cost_does_not_follow_how_much_there_is(url: str, tmp_path: Path, admin: Any) -> None:
