@@ -1,8 +1,10 @@
-"""On a server, side by side: `python -m benchmarks.servers [--turns 25 100 400]`.
+"""On servers, side by side: `python -m benchmarks.servers [postgres redis] [--turns 25 100 400]`.
 
-Checkpoints: our saver and `PostgresSaver` in schemas of one database, `fsync` and `synchronous_commit` on for both.
-Facts: how many commits a second by 1, 2, 4 and 8 processes, each on topics of its own and all on the same ten.
-MEMSTATE_POSTGRES_URL names the server; without it one is started.
+Checkpoints: our saver and LangGraph's for the same server, one after the other. PostgreSQL with `fsync` and
+`synchronous_commit` on for both; Redis with `appendonly yes` and `appendfsync everysec`, and RedisSaver only where the
+server has the modules that it needs. Facts: how many commits a second by 1, 2, 4 and 8 processes, each on topics of
+its own and all on the same ten. MEMSTATE_POSTGRES_URL and MEMSTATE_REDIS_URL name the servers; without them they are
+started.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import argparse
 import multiprocessing
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
+import redis
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.conninfo import make_conninfo
@@ -24,54 +27,132 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.checkpointers import CONFIG, Clock, chat, text, timed_reads
-from memstate_langgraph import Constraint, Fact, MemoryStore, MemStateCheckpointer, PostgresStorage
-from tests.servers import postgres, postgres_url
+from memstate_langgraph import (
+    Constraint,
+    Fact,
+    MemoryStore,
+    MemStateCheckpointer,
+    PostgresStorage,
+    RedisStorage,
+)
+from tests.servers import postgres, postgres_url, redis_server, redis_url
 
 SECONDS = 5.0
 
 
+class Server(Protocol):
+    """A server, and the rooms in it in which one run after the other takes place."""
+
+    peer: str
+    lacks: str
+    """Why the peer cannot run here, if it cannot."""
+
+    def storage(self, room: str) -> Any: ...
+
+    def theirs(self, room: str) -> Any:
+        """The peer's saver, as a context manager."""
+        ...
+
+    def bytes_of(self, room: str) -> int: ...
+
+    def clear(self, room: str) -> None: ...
+
+
+class Postgres:
+    peer, lacks = "PostgresSaver", ""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url or postgres_url()
+        if url is None and "MEMSTATE_POSTGRES_URL" not in os.environ:
+            postgres().psql("ALTER SYSTEM RESET fsync")
+            postgres().psql("SELECT pg_reload_conf()")
+
+    def storage(self, room: str) -> PostgresStorage:
+        return PostgresStorage(self.url, schema=room)
+
+    @contextmanager
+    def theirs(self, room: str) -> Iterator[Any]:
+        with psycopg.connect(self.url, autocommit=True) as wire:
+            wire.execute(f"CREATE SCHEMA IF NOT EXISTS {room}")
+        with PostgresSaver.from_conn_string(make_conninfo(self.url, options=f"-c search_path={room}")) as saver:
+            saver.setup()
+            yield saver
+
+    def bytes_of(self, room: str) -> int:
+        with psycopg.connect(self.url) as wire:
+            found: Any = wire.execute(
+                "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n "
+                "ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relkind = 'r'",
+                (room,),
+            ).fetchone()
+            return int(found[0])
+
+    def clear(self, room: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as wire:
+            wire.execute(f"DROP SCHEMA {room} CASCADE")
+
+
+class Redis:
+    peer = "RedisSaver"
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url or redis_url()
+        self.client: Any = redis.Redis.from_url(self.url)
+        if url is None and "MEMSTATE_REDIS_URL" not in os.environ:
+            redis_server().client().config_set("appendonly", "yes")
+        modules = {str(module[b"name"], "utf-8").lower() for module in self.client.module_list()}
+        missing = {"rejson", "search"} - modules
+        self.lacks = f"the server has no {' and no '.join(sorted(missing))} module" if missing else ""
+
+    def storage(self, room: str) -> RedisStorage:
+        return RedisStorage(self.url, prefix=room)
+
+    @contextmanager
+    def theirs(self, room: str) -> Iterator[Any]:
+        from langgraph.checkpoint.redis import RedisSaver  # type: ignore[import-not-found, unused-ignore]
+
+        prefixes = {"checkpoint_prefix": f"{room}c", "checkpoint_write_prefix": f"{room}w"}
+        with RedisSaver.from_conn_string(self.url, **prefixes) as saver:
+            saver.setup()
+            yield saver
+
+    def _keys(self, room: str) -> list[bytes]:
+        return list(self.client.scan_iter(f"*{room}*"))
+
+    def bytes_of(self, room: str) -> int:
+        """In memory."""
+        return sum(self.client.memory_usage(key, samples=0) or 0 for key in self._keys(room))
+
+    def clear(self, room: str) -> None:
+        self.client.delete(*self._keys(room))
+
+
+SERVERS: dict[str, Any] = {"postgres": Postgres, "redis": Redis}
+
+
 @contextmanager
-def ours(url: str, schema: str) -> Iterator[Any]:
-    with MemoryStore(PostgresStorage(url, schema=schema)) as memory:
+def ours(server: Server, room: str) -> Iterator[Any]:
+    with MemoryStore(server.storage(room)) as memory:
         yield MemStateCheckpointer(memory=memory)
 
 
-@contextmanager
-def theirs(url: str, schema: str) -> Iterator[Any]:
-    with psycopg.connect(url, autocommit=True) as wire:
-        wire.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    with PostgresSaver.from_conn_string(make_conninfo(url, options=f"-c search_path={schema}")) as saver:
-        saver.setup()
-        yield saver
+def chat_run(server: Server, peer: bool, turns: int) -> dict[str, float]:
+    room = f"bench_{uuid.uuid4().hex[:12]}"
 
+    def opened() -> Any:
+        return server.theirs(room) if peer else ours(server, room)
 
-SAVERS: dict[str, Callable[[str, str], Any]] = {"ours": ours, "PostgresSaver": theirs}
-
-
-def bytes_of(url: str, schema: str) -> int:
-    with psycopg.connect(url) as wire:
-        found: Any = wire.execute(
-            "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n "
-            "ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relkind = 'r'",
-            (schema,),
-        ).fetchone()
-        return int(found[0])
-
-
-def chat_run(make: Callable[[str, str], Any], url: str, turns: int) -> dict[str, float]:
-    schema = f"bench_{uuid.uuid4().hex[:12]}"
-    with make(url, schema) as saver:
+    with opened() as saver:
         app = chat(saver)
-        empty = bytes_of(url, schema)
+        empty = server.bytes_of(room)
         clock = Clock()
         for i in range(turns):
             app.invoke({"messages": [HumanMessage(text(i))]}, CONFIG)
         wall = clock()
-    with make(url, schema) as saver:  # as another process would
+    with opened() as saver:  # as another process would
         resume, history = timed_reads(chat(saver))
-    size = bytes_of(url, schema) - empty
-    with psycopg.connect(url, autocommit=True) as wire:
-        wire.execute(f"DROP SCHEMA {schema} CASCADE")
+    size = server.bytes_of(room) - empty
+    server.clear(room)
     return {"wall ms/turn": wall / turns * 1e3, "bytes/turn": size / turns, "resume ms": resume * 1e3,
             "history of 20 ms": history * 1e3}  # fmt: skip
 
@@ -81,8 +162,8 @@ class Topic(BaseModel):
     content: str
 
 
-def work(url: str, schema: str, worker: int, contested: bool, start: Any, done: Any) -> None:
-    with MemoryStore(PostgresStorage(url, schema=schema)) as memory:
+def work(kind: str, url: str, room: str, worker: int, contested: bool, start: Any, done: Any) -> None:
+    with MemoryStore(SERVERS[kind](url).storage(room)) as memory:
         memory.register_schema("topic", Topic, Constraint(singleton_key="name"))
         start.wait()
         clock = Clock()
@@ -94,41 +175,46 @@ def work(url: str, schema: str, worker: int, contested: bool, start: Any, done: 
         done.put(count)
 
 
-def facts_run(url: str, workers: int, contested: bool) -> float:
-    schema = f"bench_{uuid.uuid4().hex[:12]}"
+def facts_run(kind: str, server: Any, workers: int, contested: bool) -> float:
+    room = f"bench_{uuid.uuid4().hex[:12]}"
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(workers), context.Queue()
-    processes = [context.Process(target=work, args=(url, schema, i, contested, start, done)) for i in range(workers)]
+    processes = [
+        context.Process(target=work, args=(kind, server.url, room, i, contested, start, done)) for i in range(workers)
+    ]
     for process in processes:
         process.start()
     total: int = sum(done.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
-    with psycopg.connect(url, autocommit=True) as wire:
-        wire.execute(f"DROP SCHEMA {schema} CASCADE")
+    server.clear(room)
     return total / SECONDS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("servers", nargs="*", default=list(SERVERS), help=" or ".join(SERVERS))
     parser.add_argument("--turns", type=int, nargs="+", default=[25, 100, 400])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     given = parser.parse_args()
-    url = postgres_url()
-    if "MEMSTATE_POSTGRES_URL" not in os.environ:
-        postgres().psql("ALTER SYSTEM RESET fsync")
-        postgres().psql("SELECT pg_reload_conf()")
     console = Console()
-    for turns in given.turns:
-        table = Table("", *SAVERS, title=f"a chat of {turns} turns")
-        runs = {name: chat_run(make, url, turns) for name, make in SAVERS.items()}
-        for measure in runs["ours"]:
-            table.add_row(measure, *(f"{runs[name][measure]:,.1f}" for name in SAVERS))
+    for kind in given.servers:
+        server = SERVERS[kind]()
+        if server.lacks:
+            console.print(f"{server.peer} cannot run here: {server.lacks}")
+        peers = [False] if server.lacks else [False, True]
+        for turns in given.turns:
+            names = [server.peer if peer else "ours" for peer in peers]
+            table = Table("", *names, title=f"{kind}: a chat of {turns} turns")
+            runs = [chat_run(server, peer, turns) for peer in peers]
+            for measure in runs[0]:
+                table.add_row(measure, *(f"{run[measure]:,.1f}" for run in runs))
+            console.print(table)
+        table = Table("workers", "commits/s, topics of their own", "commits/s, ten contested topics", title=kind)
+        for workers in given.workers:
+            rates = [facts_run(kind, server, workers, contested) for contested in (False, True)]
+            table.add_row(str(workers), *(f"{rate:,.0f}" for rate in rates))
         console.print(table)
-    table = Table("workers", "commits/s, topics of their own", "commits/s, ten contested topics")
-    for workers in given.workers:
-        table.add_row(str(workers), *(f"{facts_run(url, workers, contested):,.0f}" for contested in (False, True)))
-    console.print(table)
 
 
 if __name__ == "__main__":

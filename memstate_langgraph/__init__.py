@@ -15,6 +15,10 @@ if TYPE_CHECKING:
         AsyncPostgresStorage as AsyncPostgresStorage,
         PostgresStorage as PostgresStorage,
     )
+    from memstate_langgraph.backends.redis import (
+        AsyncRedisStorage as AsyncRedisStorage,
+        RedisStorage as RedisStorage,
+    )
     from memstate_langgraph.backends.sqlite import (
         AsyncInMemoryStorage as AsyncInMemoryStorage,
         AsyncSQLiteStorage as AsyncSQLiteStorage,
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": ("Capabilities",),
     "backends.postgres": ("AsyncPostgresStorage", "PostgresStorage"),
+    "backends.redis": ("AsyncRedisStorage", "RedisStorage"),
     "backends.sqlite": ("AsyncInMemoryStorage", "AsyncSQLiteStorage", "InMemoryStorage", "SQLiteStorage"),
     "care": ("Report",),
     "differences": ("Diff", "Preview"),

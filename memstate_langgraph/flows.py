@@ -223,11 +223,12 @@ def is_landed(unit: Unit) -> Plan[bool]:
 
 
 @writes
-def rehearse(units: Sequence[Unit], changes: Sequence[Change], draft: Draft) -> Plan[None]:
+def rehearse(units: Sequence[Unit], changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[None]:
     """Raises `Rehearsed` with what the changes would do after the units; nothing is kept."""
     for unit in units:
         if not (yield from is_landed(unit)):  # since the caller looked which there are
             yield from (yield from decided(unit.changes, unit.new_draft())).append()
+    draft = new_draft()
     draft.rests_on_others = True
     raise Rehearsed((yield from decided(changes, draft)))
 
@@ -554,7 +555,7 @@ class Core:
         if units and any(isinstance(change, Rollback | Promote | Discard) for change in changes):
             # what these do depends on all that is stored, so it is tried there
             try:
-                yield rehearse(units, changes, new_draft())
+                yield rehearse(units, changes, new_draft)
             except Rehearsed as rehearsed:
                 return rehearsed.draft
             raise AssertionError

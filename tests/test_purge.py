@@ -35,7 +35,7 @@ from tests.children import in_child
 from tests.conftest import Clock, Opener
 from tests.models import note, preference, register
 from tests.servers import behind_its_back
-from tests.stores import SQLITE, Unreliable, assert_in_step, hook_over, places, replayed
+from tests.stores import POSTGRES, SQLITE, Unreliable, assert_in_step, hook_over, places, replayed
 
 SECRET = "xyzzy-plugh"
 
@@ -253,7 +253,7 @@ def test_what_is_written_meanwhile_is_purged_too(reopen: Opener) -> None:
 # --- the log keeps everything else
 
 
-@places(awaited=False, durable=True)
+@pytest.mark.parametrize("place", [SQLITE, POSTGRES], ids=lambda place: place.name)
 def test_only_a_purge_may_empty_an_entry(place: Any, tmp_path: Path) -> None:
     memory = place.open(tmp_path)
     for fact_id in "ab":

@@ -17,6 +17,7 @@ from langgraph.types import Command
 
 from memstate_langgraph import (
     ConflictError,
+    InMemoryStorage,
     MemoryStore,
     MemStateCheckpointer,
     Operation,
@@ -25,6 +26,8 @@ from memstate_langgraph import (
     ValidationFailed,
     create_memory_tools,
 )
+from memstate_langgraph.flows import Rehearsed, rehearse
+from memstate_langgraph.plans import By, Rollback
 from tests.models import note, register
 from tests.stores import PLACES, Unreliable, assert_in_step, hook_over, live, texts
 
@@ -328,3 +331,13 @@ def test_a_thread_and_its_memory_are_rewound_through_both_doors(desk: Desk) -> N
     assert sorted(texts(desk.memory)) == ["one"]
     assert desk.head()["configurable"]["checkpoint_id"] == head["configurable"]["checkpoint_id"]
     assert [message.text for message in desk.say(app, "three")["messages"]] == ["one", "three"]
+
+
+def test_a_rehearsal_that_begins_again_decides_anew() -> None:
+    memory = MemoryStore(InMemoryStorage())
+    memory.commit(note("tea", "a"))
+    work = rehearse([], [Rollback(1, None, By())], memory._core.new_draft)
+    for _ in range(2):  # as a storage does when another writer was in the way
+        with pytest.raises(Rehearsed) as rehearsed:
+            memory.storage.run(work)
+        assert [entry.fact_id for entry in rehearsed.value.draft.entries] == ["a"]

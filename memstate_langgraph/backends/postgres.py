@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +25,7 @@ from memstate_langgraph.backends.postgres_engine import (
     named,
 )
 from memstate_langgraph.backends.statements import Batch, Row, Statement
+from memstate_langgraph.backends.threads import Threads, to_its_end
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import Progress, adrive, drive
@@ -69,16 +69,15 @@ class _Server:
             del self.kwargs["connect_timeout"]
         self._opening = threading.Lock()
         self._pool: ConnectionPool[Any] | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self.threads = Threads(max(32, 2 * self.pool_size), "memstate-postgres")
         self._process = os.getpid()
         self._parents: list[Any] = []
 
     def _leave_to_parent(self) -> None:
-        """After a fork, connections and threads are the parent's; ours are made when they are needed."""
+        """After a fork, connections are the parent's; ours are made when they are needed."""
         if self._process != os.getpid():
-            self._parents += [self._pool, self._threads]  # kept, so that nothing tidies them up here
-            self._pool = self._threads = None
-            self._process = os.getpid()
+            self._parents.append(self._pool)  # kept, so that nothing tidies it up here
+            self._pool, self._process = None, os.getpid()
 
     def pool(self) -> ConnectionPool[Any]:
         if isinstance(self.given, ConnectionPool):
@@ -91,21 +90,13 @@ class _Server:
                 )
             return self._pool
 
-    def threads(self) -> ThreadPoolExecutor:
-        with self._opening:
-            self._leave_to_parent()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(max(32, 2 * self.pool_size), "memstate-postgres")
-            return self._threads
-
     def close(self) -> None:
         self.engine.closed = True
         with self._opening:
             self._leave_to_parent()
             if self._pool is not None:
                 self._pool.close()
-            if self._threads is not None:
-                self._threads.shutdown(wait=False)
+        self.threads.close()
 
 
 def _cursor(wire: Any) -> Any:
@@ -250,19 +241,9 @@ class AsyncPostgresStorage:
         return self.engine.where
 
     async def run(self, work: Work[R]) -> R:
-        job: Future[R] | None = None
         if self._pool is None:
-            job = self._server.threads().submit(PostgresStorage.over(self._server).run, work)
-            done = asyncio.wrap_future(job)
-        else:
-            done = asyncio.ensure_future(adrive(self.engine.running(work), self._answer))
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            if job is None or not job.cancel():  # it is running: what it does is done when we return
-                await asyncio.wait([done])
-                done.exception()
-            raise
+            return await to_its_end(self._server.threads.submit(PostgresStorage.over(self._server).run, work))
+        return await to_its_end(asyncio.ensure_future(adrive(self.engine.running(work), self._answer)))
 
     async def vacuum(self, progress: Progress | None = None) -> int:
         """See `PostgresStorage.vacuum`."""

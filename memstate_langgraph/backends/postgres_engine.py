@@ -14,17 +14,18 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from memstate_langgraph import checkpoint_ops, ops
+from memstate_langgraph import ops
+from memstate_langgraph.backends.scopes import Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
 from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
@@ -85,47 +86,6 @@ class Dialect:
 
 
 _DIALECT = Dialect()
-
-
-# --- locks
-
-
-class Lock(NamedTuple):
-    of: str
-    shared: bool = False
-
-
-_LOG = (
-    ops.Load,
-    ops.Holders,
-    ops.Find,
-    ops.Reserve,
-    ops.Append,
-    ops.ReadLog,
-    ops.Steps,
-    ops.LastSeq,
-    ops.Hydrate,
-    ops.Purge,
-)
-_KEEPS_CHUNKS = (checkpoint_ops.FindChunks, checkpoint_ops.SaveChunks, checkpoint_ops.JoinPool)
-
-
-def asked_about(op: Op[Any]) -> Iterator[Lock]:
-    """What a writing plan must hold while it relies on the answer to an op."""
-    if isinstance(op, _LOG):
-        yield Lock("log")
-    # tasks of one step save their writes at once; only who deletes them is in the way
-    shared = isinstance(op, checkpoint_ops.SaveWrites)
-    rows = [*getattr(op, "rows", ()), *([op.row] if isinstance(op, checkpoint_ops.SaveCheckpoint) else [])]
-    places = [*getattr(op, "places", ()), *(row.place for row in rows if hasattr(row, "place"))]
-    if isinstance(op, checkpoint_ops.Ancestors):
-        places.append(op.place)
-    threads = [getattr(op, name, None) for name in ("thread_id", "source", "target")]
-    for thread_id in sorted({place.thread_id for place in places} | {name for name in threads if name is not None}):
-        yield Lock(f"thread {thread_id}", shared)
-    pool = getattr(op, "pool", None)
-    if pool is not None:
-        yield Lock(f"pool {pool.hex()}", isinstance(op, _KEEPS_CHUNKS))
 
 
 # --- errors

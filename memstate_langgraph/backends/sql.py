@@ -40,7 +40,7 @@ _FACT = "id, type, namespace, session_id, source, ts, version, ephemeral, single
 _FIELDS = _FACT.split(", ")
 
 
-def _fact_row(fact: Fact) -> Row:
+def fact_row(fact: Fact) -> Row:
     return (
         fact.id,
         fact.type,
@@ -121,7 +121,7 @@ _ENTRY_OF_L = ", ".join(f"l.{name}" for name in _ENTRY.split(", "))
 _SLOTS = ", ".join("?" * len(_ENTRY.split(", ")))
 
 
-def _entry(row: Row) -> Entry:
+def entry_from_row(row: Row) -> Entry:
     fields = {
         "seq": row[0],
         "tx": row[1],
@@ -143,7 +143,7 @@ def _entry(row: Row) -> Entry:
     return unvalidated(Entry, fields)
 
 
-def _entry_row(entry: Entry, after: Row | None) -> Row:
+def entry_row(entry: Entry, after: Row | None) -> Row:
     return (
         entry.seq,
         entry.tx,
@@ -270,8 +270,8 @@ def reserve(op: ops.Reserve, d: Dialect) -> Statements[int]:
 
 def append(op: ops.Append, d: Dialect) -> Statements[None]:
     entries = op.entries
-    afters = [None if entry.after is None else _fact_row(entry.after) for entry in entries]
-    log = [_entry_row(entry, after) for entry, after in zip(entries, afters, strict=True)]
+    afters = [None if entry.after is None else fact_row(entry.after) for entry in entries]
+    log = [entry_row(entry, after) for entry, after in zip(entries, afters, strict=True)]
     yield Batch(f"INSERT INTO log ({_ENTRY}) VALUES ({_SLOTS})", log)
     final = {entry.fact_id: entry for entry in entries}
     as_row = {entry.seq: after for entry, after in zip(entries, afters, strict=True)}
@@ -334,7 +334,7 @@ def read_log(op: ops.ReadLog, d: Dialect) -> Statements[list[Entry]]:
         f"WHERE {' AND '.join(where)} ORDER BY {order} DESC{limit}",
         parameters,
     )
-    return [_entry(row) for row in rows]
+    return [entry_from_row(row) for row in rows]
 
 
 def steps(op: ops.Steps, d: Dialect) -> Statements[list[str]]:

@@ -24,7 +24,8 @@ def storage_from(url: str | Path, *, must_exist: bool = False) -> Storage:
     """The storage of a URL (`sqlite:///state.db`), or of a bare path, which is a SQLite file.
 
     `sqlite:///` is followed by the path: relative, or with a fourth slash absolute. `postgresql://` is PostgreSQL's
-    own URL, which may also name the `schema` and `prefix` of the tables: `postgresql://host/db?schema=memstate`.
+    own URL, which may also name the `schema` and `prefix` of the tables: `postgresql://host/db?schema=memstate`; in
+    Redis's (`redis://`, `rediss://`, `unix://`) it is the `prefix` of the keys.
     `must_exist` raises `StorageError` where opening would make a new, empty storage.
     """
     if not isinstance(cast("object", url), str | Path) or not str(url):
@@ -62,15 +63,39 @@ def _postgres(url: str, must_exist: bool) -> Storage:
     try:
         from memstate_langgraph.backends.postgres import PostgresStorage
     except ImportError as error:
-        raise StorageError(
-            f"storage: PostgreSQL needs the extra postgres ({error}): pip install 'memstate-langgraph[postgres]'"
-        ) from error
+        raise _needs("postgres", "PostgreSQL", error) from error
+    server, ours = _parted(url, "schema", "prefix")
+    return PostgresStorage(server, must_exist=must_exist, **ours)
+
+
+def _redis(url: str, must_exist: bool) -> Storage:
+    try:
+        from memstate_langgraph.backends.redis import RedisStorage
+    except ImportError as error:
+        raise _needs("redis", "Redis", error) from error
+    server, ours = _parted(url, "prefix")
+    return RedisStorage(server, must_exist=must_exist, **ours)
+
+
+def _needs(extra: str, name: str, error: ImportError) -> StorageError:
+    return StorageError(f"storage: {name} needs the extra {extra} ({error}): pip install 'memstate-langgraph[{extra}]'")
+
+
+def _parted(url: str, *names: str) -> tuple[str, dict[str, Any]]:
+    """A URL without those of its parameters that are ours and not the driver's, and these."""
     server, _, query = url.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
-    ours: dict[str, Any] = {name: unquote(value) for name, _, value in parts if name in ("schema", "prefix")}
+    ours = {name: unquote(value) for name, _, value in parts if name in names}
     theirs = "&".join("".join(part) for part in parts if part[0] not in ours)
-    return PostgresStorage(f"{server}?{theirs}" if theirs else server, must_exist=must_exist, **ours)
+    return f"{server}?{theirs}" if theirs else server, ours
 
 
-OPENERS: dict[str, Opener] = {"postgres": _postgres, "postgresql": _postgres, "sqlite": _sqlite}
+OPENERS: dict[str, Opener] = {
+    "postgres": _postgres,
+    "postgresql": _postgres,
+    "redis": _redis,
+    "rediss": _redis,
+    "sqlite": _sqlite,
+    "unix": _redis,
+}
 """By scheme. A new backend adds its line here, with an opener that imports its driver when it is called."""

@@ -18,7 +18,8 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from memstate_langgraph.backends.postgres_engine import Exchange, Lock, asked_about
+from memstate_langgraph.backends.postgres_engine import Exchange
+from memstate_langgraph.backends.scopes import Lock, asked_about
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
     CopyThread,
