@@ -8,6 +8,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.cli.app import app
 from tests.models import Preference
-from tests.servers import postgres_url, schema_of
+from tests.servers import postgres_url, redis_url, schema_of
 
 VECTORS = ["--chroma", "chroma", "--collection", "memory", "--text-field", "content"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -321,8 +322,11 @@ def test_query_as_of_a_moment(folder: Path) -> None:
 # --- other storages
 
 
-def test_a_file_is_copied_to_postgres_and_used_there(folder: Path) -> None:
-    url = f"{postgres_url()}{'&' if '?' in postgres_url() else '?'}schema={schema_of(folder)}"
+@pytest.mark.parametrize(
+    ("server", "name"), [(postgres_url, "schema"), (redis_url, "prefix")], ids=["postgres", "redis"]
+)
+def test_a_file_is_copied_to_a_server_and_used_there(folder: Path, server: Callable[[], str], name: str) -> None:
+    url = f"{server()}{'&' if '?' in server() else '?'}{name}={schema_of(folder)}"
     assert "no such storage" in run("log", url, code=4).stderr
     done = shell("copy", "state.db", url, "--vectors", "Chroma:memory", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -439,6 +443,7 @@ def test_prune_keeps_what_it_says(folder: Path, options: list[str], kept: dict[s
         (["rewind", "state.db", "chat-1", "00000000-0000-0000-0000-000000000000"], 2, "no checkpoint"),
         (["copy", "typo.db", "new.db"], 4, "typo.db: there is no such file"),
         (["log", "postgresql://me:secret@127.0.0.1:1/nothing"], 4, "cannot connect"),
+        (["log", "redis://me:secret@127.0.0.1:1/0"], 4, "cannot connect"),
         (["prune", "state.db", "--all"], 2, "give one of --keep-last"),
         (["prune", "state.db", "--keep-last", "1"], 2, "say of which threads"),
         (["prune", "state.db", "--keep-last", "1", "--thread", "nobody"], 2, "no checkpoints of thread 'nobody'"),

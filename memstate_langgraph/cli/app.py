@@ -20,7 +20,8 @@ INTERRUPTED = 130
 
 HELP = f"""Look into the memory of an agent, check it, roll it back.
 
-STORAGE is a URL such as sqlite:///state.db or postgresql://user@host/database, or the path of a SQLite file.
+STORAGE is a URL such as sqlite:///state.db, postgresql://user@host/database or redis://host:6379/0, or the path of a
+SQLite file.
 Commands that need the vectors take {VECTOR_OPTIONS}
 for any other hook of yours.
 
