@@ -245,7 +245,7 @@ def _print_entries(entries: list[Entry], as_json: bool, *, causes: bool = False)
         for entry in entries
     ]
     columns = ("seq", "time (UTC)", "change", "type", "payload", "session", "by", "fact")
-    print_table(columns, rows, empty="the log has no such entry")
+    print_table(columns, rows, empty="no change is logged")
     if causes:
         for entry in entries:
             told = {name: value for name, value in entry.cause.model_dump().items() if value is not None}
