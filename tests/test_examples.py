@@ -28,7 +28,9 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["documents.py", "drift.py", "encrypted.py", "orders.py", "service.py"])
+@pytest.mark.parametrize(
+    "name", ["documents.py", "drift.py", "ecosystem.py", "encrypted.py", "orders.py", "service.py"]
+)
 def test_an_example_is_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 80
 
@@ -59,6 +61,15 @@ def test_orders(tmp_path: Path) -> None:
         "'and 40 lemonades': 3 pizzas",
         "'and 4 lemonades': 3 pizzas, 4 lemonades",
         "'undo that': 3 pizzas",
+    ]
+
+
+def test_ecosystem(tmp_path: Path) -> None:
+    *_, rolled_back = run("ecosystem.py", tmp_path).split("rolled back, the memory and the file:\n")
+    assert rolled_back.splitlines()[:3] == [
+        "  files/ana: 'green tea'",
+        "  memories/ana: 'Ana likes green tea'",
+        "facts, log and vectors: all agree",
     ]
 
 
