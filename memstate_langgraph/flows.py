@@ -260,6 +260,11 @@ def load(fact_id: str) -> Plan[Fact | None]:
 
 
 @reads
+def log_position() -> Plan[int]:
+    return (yield from LastSeq())
+
+
+@reads
 def read_log(question: ReadLog) -> Plan[list[Entry]]:
     return (yield from question)
 

@@ -32,6 +32,7 @@ from memstate_langgraph.checkpoint_ops import (
 )
 from memstate_langgraph.errors import ConflictError, StorageError
 from memstate_langgraph.facts import Entry, Fact, Query, Vector
+from memstate_langgraph.flows import log_position
 from memstate_langgraph.ops import (
     Append,
     Expunge,
@@ -97,8 +98,8 @@ def _checked(progress: Progress | None) -> Progress:
 
 
 def _copying(source: _Side, target: _Side, names: tuple[str, ...], report: Progress) -> Flow[Moved]:
-    total: int = yield from source(_position())
-    done: int = yield from target(_position())
+    total: int = yield from source(log_position())
+    done: int = yield from target(log_position())
     if done:
         ours, theirs = (yield from target(_entries((done,)))), (yield from source(_entries((done,))))
         if ours != theirs:
@@ -135,11 +136,6 @@ def _compare(source: _Side, target: _Side, total: int, report: Progress) -> Flow
 
 
 # --- facts and log
-
-
-@reads
-def _position() -> Plan[int]:
-    return (yield from LastSeq())
 
 
 @reads

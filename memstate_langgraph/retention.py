@@ -14,9 +14,9 @@ from memstate_langgraph import ops
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, ListThreads, ThreadRow
 from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Namespace, Operation, Query
-from memstate_langgraph.flows import ATTEMPTS, Core, contended, find
+from memstate_langgraph.flows import ATTEMPTS, Core, contended, find, log_position, read_log
 from memstate_langgraph.item_ops import WasRead
-from memstate_langgraph.ops import LastSeq, Plan, ReadLog, notes, reads, writes
+from memstate_langgraph.ops import Plan, ReadLog, notes, reads, writes
 from memstate_langgraph.overview import time_of
 from memstate_langgraph.plans import By, Expire, Purge
 from memstate_langgraph.rules import ITEM_TYPE, MAX_COUNT, check_count, check_namespace, check_text
@@ -205,10 +205,10 @@ def purge(core: Core, scope: Scope, by: By, checkpoints: bool, progress: Progres
         raise ValidationFailed("purge: cannot be undone, so it is no part of a transaction; leave the block first")
     found: set[str] = set()
     threads = set() if scope.session_id is None else {scope.session_id}
-    at, last = 0, (yield position())
+    at, last = 0, (yield log_position())
     while at < last:  # all but the newest of it outside any transaction that others wait for
         until = min(at + PAGE, last) if scope.namespace else last  # of a namespace the log has no index
-        page: list[Entry] = yield span(scope.question(at, until))
+        page: list[Entry] = yield read_log(scope.question(at, until))
         found |= _meant(scope, page)
         threads |= _threads(scope, page)
         at = until
@@ -293,13 +293,3 @@ def delete_idle(thread_id: str, before: str, lens: Lens) -> Plan[bool]:
         return False
     yield from delete_thread(thread_id).start()
     return True
-
-
-@reads
-def position() -> Plan[int]:
-    return (yield from LastSeq())
-
-
-@reads
-def span(question: ReadLog) -> Plan[list[Entry]]:
-    return (yield from question)

@@ -14,19 +14,14 @@ from typing import cast
 
 from memstate_langgraph.errors import HookError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact, Query, ScoredFact
-from memstate_langgraph.flows import Core, ask
-from memstate_langgraph.ops import Hydrate, LastSeq, Plan, reads
+from memstate_langgraph.flows import Core, ask, log_position
+from memstate_langgraph.ops import Hydrate, Plan, reads
 from memstate_langgraph.past import Moment, facts_at
 from memstate_langgraph.plans import changed_by
 from memstate_langgraph.rules import answers, check_characters, check_count, check_query
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import drafts_of
 from memstate_langgraph.vectors import VectorStoreSyncHook
-
-
-@reads
-def position() -> Plan[int]:
-    return (yield from LastSeq())
 
 
 @reads
@@ -85,7 +80,7 @@ def _ranked(
             if name == hook.name and (fact := ours.get(fact_id)) is not None
         }
         # The snapshot comes first: a vector that is replaced while we search is still ours to show.
-        at: int = yield position()
+        at: int = yield log_position()
         k = 1000 if limit is None else limit + 5
         while True:
             hits = yield from ask(hook, "search", query, k, scope.type, scope.namespace, deadline=deadline)
