@@ -4,7 +4,8 @@
 
 A child process runs a graph whose "model" never says the same twice. Whatever it says, it says in its answer and
 commits to memory. The parent kills it (SIGKILL) at random moments and starts it again until the graph is done;
-once with the checkpointer of this package, once with LangGraph's own beside the same memory.
+once with the checkpointer of this package, once with LangGraph's own beside the same memory (it needs
+`langgraph-checkpoint-sqlite`).
 """
 
 import operator
