@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import psycopg
@@ -15,6 +12,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from memstate_langgraph.backends.doors import AsyncDoor, Server, SyncDoor
 from memstate_langgraph.backends.postgres_engine import (
     Borrow,
     Exchange,
@@ -25,9 +23,7 @@ from memstate_langgraph.backends.postgres_engine import (
     named,
 )
 from memstate_langgraph.backends.statements import Batch, Row, Statement
-from memstate_langgraph.backends.threads import Threads, to_its_end
 from memstate_langgraph.errors import ValidationFailed
-from memstate_langgraph.ops import Work
 from memstate_langgraph.run import Progress, adrive, drive
 
 R = TypeVar("R")
@@ -37,8 +33,10 @@ CONNECT_TIMEOUT = 10
 """Seconds; a URL may say otherwise."""
 
 
-class _Server:
+class _Server(Server):
     """How to reach the server: what both doors of a storage share besides the rules."""
+
+    engine: PostgresEngine
 
     def __init__(
         self,
@@ -51,52 +49,33 @@ class _Server:
     ) -> None:
         if isinstance(source, str):
             self.given: AnyPool | None = None
-            conninfo, kwargs, self.pool_size = source, {}, pool_size
+            conninfo, kwargs = source, {}
         elif isinstance(source, ConnectionPool | AsyncConnectionPool):
             self.given = source
             if callable(source.conninfo) or callable(source.kwargs):
                 raise ValidationFailed("pool: conninfo and kwargs must be values, not callables")
-            conninfo, kwargs, self.pool_size = source.conninfo, dict(source.kwargs or {}), source.max_size
+            conninfo, kwargs = source.conninfo, dict(source.kwargs or {})
         else:
             raise ValidationFailed(f"url: must be a URL, a ConnectionPool or an AsyncConnectionPool, not {source!r}")
-        if pool_size < 1:
-            raise ValidationFailed(f"pool_size: must be at least 1, not {pool_size!r}")
+        super().__init__("memstate-postgres", pool_size, None if self.given is None else self.given.max_size)
         self.engine = PostgresEngine(named(conninfo), schema, prefix, busy_timeout, must_exist)
         self.conninfo = conninfo
         self.autocommit = self.given is None or bool(kwargs.get("autocommit"))
         self.kwargs = {"connect_timeout": CONNECT_TIMEOUT, **kwargs, "autocommit": True}
         if "connect_timeout" in psycopg.conninfo.conninfo_to_dict(conninfo):
             del self.kwargs["connect_timeout"]
-        self._opening = threading.Lock()
-        self._pool: ConnectionPool[Any] | None = None
-        self.threads = Threads(max(32, 2 * self.pool_size), "memstate-postgres")
-        self._process = os.getpid()
-        self._parents: list[Any] = []
-
-    def _leave_to_parent(self) -> None:
-        """After a fork, connections are the parent's; ours are made when they are needed."""
-        if self._process != os.getpid():
-            self._parents.append(self._pool)  # kept, so that nothing tidies it up here
-            self._pool, self._process = None, os.getpid()
 
     def pool(self) -> ConnectionPool[Any]:
         if isinstance(self.given, ConnectionPool):
             return self.given
-        with self._opening:
-            self._leave_to_parent()
-            if self._pool is None:
-                self._pool = ConnectionPool(
-                    self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True
-                )
-            return self._pool
+        pool: ConnectionPool[Any] = self.own_pool()
+        return pool
 
-    def close(self) -> None:
-        self.engine.closed = True
-        with self._opening:
-            self._leave_to_parent()
-            if self._pool is not None:
-                self._pool.close()
-        self.threads.close()
+    def made(self) -> ConnectionPool[Any]:
+        return ConnectionPool(self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True)
+
+    def end(self, pool: ConnectionPool[Any]) -> None:
+        pool.close()
 
 
 def _cursor(wire: Any) -> Any:
@@ -114,7 +93,7 @@ def _is_idle(wire: Any) -> bool:
     return bool(wire.info.transaction_status == TransactionStatus.IDLE)
 
 
-class PostgresStorage:
+class PostgresStorage(SyncDoor):
     """Facts, log, vectors' journal and checkpoints in one schema of a PostgreSQL database.
 
     Takes the URL of a PostgreSQL 13 or newer, or a `psycopg_pool` that you already have. Makes its tables when it is
@@ -123,6 +102,8 @@ class PostgresStorage:
     and a server that is away before it raises `StorageBusy` or `StorageError`. With `must_exist` tables that are not
     there are a `StorageError`.
     """
+
+    engine: PostgresEngine
 
     def __init__(
         self,
@@ -136,23 +117,6 @@ class PostgresStorage:
     ) -> None:
         self._face(_Server(url, pool_size, schema, prefix, busy_timeout, must_exist))
         drive(self.engine.opening(), self._answer)
-
-    @classmethod
-    def over(cls, server: _Server) -> PostgresStorage:
-        storage = cls.__new__(cls)
-        storage._face(server)
-        return storage
-
-    def _face(self, server: _Server) -> None:
-        self._server = server
-        self.engine = server.engine
-
-    @property
-    def identity(self) -> Hashable:
-        return self.engine.where
-
-    def run(self, work: Work[R]) -> R:
-        return drive(self.engine.running(work), self._answer)
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """`VACUUM` of our tables: what was deleted is used again, and free ends of files go back to the system.
@@ -197,21 +161,21 @@ class PostgresStorage:
                 cursors = [execute(statement) for statement in statements]
         return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
-    def close(self) -> None:
-        """Close the connections that this storage opened; a pool that was passed in stays open."""
-        self._server.close()
-
     def aio(self) -> AsyncPostgresStorage:
+        """The same data through the async door."""
         return AsyncPostgresStorage.over(self._server)
 
 
-class AsyncPostgresStorage:
+class AsyncPostgresStorage(AsyncDoor):
     """The async door of `PostgresStorage`; connects, and makes its tables, at its first use.
 
     An `AsyncConnectionPool` that you pass in is used in its event loop. Without one, a plan runs as a whole in a
     thread, so any number of event loops may use the storage, and one that ends without `close()` hangs nothing.
     A cancelled call leaves no transaction open: its plan never began, or runs to its end before the call returns.
     """
+
+    POOL = AsyncConnectionPool
+    engine: PostgresEngine
 
     def __init__(
         self,
@@ -224,26 +188,6 @@ class AsyncPostgresStorage:
         must_exist: bool = False,
     ) -> None:
         self._face(_Server(url, pool_size, schema, prefix, busy_timeout, must_exist))
-
-    @classmethod
-    def over(cls, server: _Server) -> AsyncPostgresStorage:
-        storage = cls.__new__(cls)
-        storage._face(server)
-        return storage
-
-    def _face(self, server: _Server) -> None:
-        self._server = server
-        self._pool = server.given if isinstance(server.given, AsyncConnectionPool) else None
-        self.engine = server.engine
-
-    @property
-    def identity(self) -> Hashable:
-        return self.engine.where
-
-    async def run(self, work: Work[R]) -> R:
-        if self._pool is None:
-            return await to_its_end(self._server.threads.submit(PostgresStorage.over(self._server).run, work))
-        return await to_its_end(asyncio.ensure_future(adrive(self.engine.running(work), self._answer)))
 
     async def vacuum(self, progress: Progress | None = None) -> int:
         """See `PostgresStorage.vacuum`."""
@@ -289,10 +233,8 @@ class AsyncPostgresStorage:
                 cursors = [await execute(statement) for statement in statements]
         return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
-    async def close(self) -> None:
-        await asyncio.to_thread(self._server.close)
-
     def sync(self) -> PostgresStorage:
+        """The same data through the sync door."""
         return PostgresStorage.over(self._server)
 
 

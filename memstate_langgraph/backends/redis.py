@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import redis
@@ -14,11 +11,10 @@ from redis import asyncio as aredis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from memstate_langgraph.backends.doors import AsyncDoor, Server, SyncDoor
 from memstate_langgraph.backends.redis_engine import Borrow, Exchange, GiveBack, Pause, RedisEngine, Step, said
-from memstate_langgraph.backends.threads import Threads, to_its_end
 from memstate_langgraph.errors import ValidationFailed
-from memstate_langgraph.ops import Work
-from memstate_langgraph.run import Progress, adrive, drive
+from memstate_langgraph.run import Progress, drive
 
 R = TypeVar("R")
 Client = redis.Redis | aredis.Redis
@@ -32,18 +28,19 @@ _TOLD = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.Authe
 _Pool: Any = redis.BlockingConnectionPool  # redis-py has no types for it
 
 
-class _Server:
+class _Server(Server):
     """How to reach the server: what both doors of a storage share besides the rules."""
+
+    engine: RedisEngine
 
     def __init__(
         self, source: str | Client, pool_size: int, prefix: str, busy_timeout: float, must_exist: bool
     ) -> None:
-        if pool_size < 1:
-            raise ValidationFailed(f"pool_size: must be at least 1, not {pool_size!r}")
-        self.source, self.pool_size, self.busy_timeout = source, pool_size, busy_timeout
+        super().__init__("memstate-redis", pool_size)
+        self.source, self.busy_timeout = source, busy_timeout
         self.given: Any = None
         if isinstance(source, str):
-            reached = self._made()
+            reached = self._pool = self.made()
         elif isinstance(source, Client):
             reached = self.given = source.connection_pool
         else:
@@ -52,13 +49,8 @@ class _Server:
                 "for a cluster, give the URL of the node that has the keys"
             )
         self.engine = RedisEngine(_named(reached), prefix, busy_timeout, must_exist)
-        self.threads = Threads(max(32, 2 * pool_size), "memstate-redis")
-        self._opening = threading.Lock()
-        self._pool: Any = reached if self.given is None else None
-        self._process = os.getpid()
-        self._parents: list[Any] = []
 
-    def _made(self) -> Any:
+    def made(self) -> Any:
         options = {
             "max_connections": self.pool_size,
             "timeout": self.busy_timeout,
@@ -81,19 +73,10 @@ class _Server:
         """Connections for the sync door and for threads."""
         if isinstance(self.given, redis.ConnectionPool):
             return self.given
-        with self._opening:
-            if self._process != os.getpid():  # a forked process makes connections of its own
-                self._parents.append(self._pool)
-                self._pool, self._process = None, os.getpid()
-            if self._pool is None:
-                self._pool = self._made()
-            return self._pool
+        return self.own_pool()
 
-    def close(self) -> None:
-        self.engine.closed = True
-        self.threads.close()
-        if self._pool is not None and self._process == os.getpid():
-            self._pool.disconnect()
+    def end(self, pool: Any) -> None:
+        pool.disconnect()
 
 
 _KEPT = ("host", "port", "path", "db", "username", "password", "credential_provider", "protocol", "client_name")
@@ -114,7 +97,7 @@ def _named(pool: Any) -> str:
     return f"redis://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
 
 
-class RedisStorage:
+class RedisStorage(SyncDoor):
     """Facts, log, vectors' journal and checkpoints under one prefix of a Redis 6.2 or newer.
 
     Takes a URL (`redis://`, `rediss://`, `unix://`), or a client of redis-py that you already have. What an
@@ -125,6 +108,8 @@ class RedisStorage:
     others and for a server that is away before it raises `StorageBusy` or `StorageError`. With `must_exist` keys that
     are not there are a `StorageError`.
     """
+
+    engine: RedisEngine
 
     def __init__(
         self,
@@ -139,23 +124,6 @@ class RedisStorage:
         if isinstance(self._server.given, aredis.ConnectionPool):
             raise ValidationFailed("url: a redis.asyncio client is for AsyncRedisStorage; pass a URL or a redis.Redis")
         drive(self.engine.at_first(), self._answer)
-
-    @classmethod
-    def over(cls, server: _Server) -> RedisStorage:
-        storage = cls.__new__(cls)
-        storage._face(server)
-        return storage
-
-    def _face(self, server: _Server) -> None:
-        self._server = server
-        self.engine = server.engine
-
-    @property
-    def identity(self) -> Hashable:
-        return self.engine.where
-
-    def run(self, work: Work[R]) -> R:
-        return drive(self.engine.running(work), self._answer)
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """Nothing to do: Redis gives space back by itself."""
@@ -185,21 +153,21 @@ class RedisStorage:
                 answers.append(error)
         return answers
 
-    def close(self) -> None:
-        """Close the connections that this storage opened; a client that was passed in stays as it is."""
-        self._server.close()
-
     def aio(self) -> AsyncRedisStorage:
+        """The same data through the async door."""
         return AsyncRedisStorage.over(self._server)
 
 
-class AsyncRedisStorage:
+class AsyncRedisStorage(AsyncDoor):
     """The async door of `RedisStorage`; connects at its first use.
 
     A `redis.asyncio.Redis` that you pass in is used in its event loop. Without one, a plan runs as a whole in a thread,
     so any number of event loops may use the storage. A cancelled call leaves nothing behind: its plan never began, or
     runs to its end before the call returns.
     """
+
+    POOL = aredis.ConnectionPool
+    engine: RedisEngine
 
     def __init__(
         self,
@@ -211,26 +179,6 @@ class AsyncRedisStorage:
         must_exist: bool = False,
     ) -> None:
         self._face(_Server(url, pool_size, prefix, busy_timeout, must_exist))
-
-    @classmethod
-    def over(cls, server: _Server) -> AsyncRedisStorage:
-        storage = cls.__new__(cls)
-        storage._face(server)
-        return storage
-
-    def _face(self, server: _Server) -> None:
-        self._server = server
-        self._pool: Any = server.given if isinstance(server.given, aredis.ConnectionPool) else None
-        self.engine = server.engine
-
-    @property
-    def identity(self) -> Hashable:
-        return self.engine.where
-
-    async def run(self, work: Work[R]) -> R:
-        if self._pool is None:
-            return await to_its_end(self._server.threads.submit(RedisStorage.over(self._server).run, work))
-        return await to_its_end(asyncio.ensure_future(adrive(self.engine.running(work), self._answer)))
 
     async def vacuum(self, progress: Progress | None = None) -> int:
         """See `RedisStorage.vacuum`."""
@@ -261,10 +209,8 @@ class AsyncRedisStorage:
                 answers.append(error)
         return answers
 
-    async def close(self) -> None:
-        await asyncio.to_thread(self._server.close)
-
     def sync(self) -> RedisStorage:
+        """The same data through the sync door."""
         return RedisStorage.over(self._server)
 
 
