@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel
 
-from memstate_langgraph import care
+from memstate_langgraph import care, reading
 from memstate_langgraph.calls import Calls
 from memstate_langgraph.differences import Diff, Preview
 from memstate_langgraph.errors import ValidationFailed
@@ -214,7 +214,7 @@ class AsyncMemoryStore(Calls):
 
     async def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """See `MemoryStore.diff`."""
-        return await self._do(self._core.diff(start, end))
+        return await self._do(reading.diff(self._core, start, end))
 
     @asynccontextmanager
     async def transaction(
@@ -236,7 +236,7 @@ class AsyncMemoryStore(Calls):
 
     async def get(self, fact_id: str, as_of: Moment | None = None) -> Fact | None:
         """See `MemoryStore.get`."""
-        return await self._do(self._core.get(fact_id, as_of))
+        return await self._do(reading.get(self._core, fact_id, as_of))
 
     async def query(
         self,
@@ -248,7 +248,9 @@ class AsyncMemoryStore(Calls):
         as_of: Moment | None = None,
     ) -> list[Fact]:
         """See `MemoryStore.query`."""
-        return await self._do(self._core.query(self._query(typename, namespace, session_id, filters, limit), as_of))
+        return await self._do(
+            reading.query(self._core, self._query(typename, namespace, session_id, filters, limit), as_of)
+        )
 
     async def search(
         self,
@@ -267,11 +269,11 @@ class AsyncMemoryStore(Calls):
 
     async def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """See `MemoryStore.log`."""
-        return await self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
+        return await self._do(reading.log(self._core, ReadLog(session_id=session_id, limit=limit)))
 
     async def history(self, fact_id: str, as_of: Moment | None = None) -> list[Entry]:
         """See `MemoryStore.history`."""
-        return await self._do(self._core.log(ReadLog(fact_id=fact_id), as_of))
+        return await self._do(reading.log(self._core, ReadLog(fact_id=fact_id), as_of))
 
     async def verify(self) -> care.Report:
         """See `MemoryStore.verify`."""

@@ -13,10 +13,10 @@ from typing import Any, cast
 from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, ScoredFact
-from memstate_langgraph.flows import read_log
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.pictures import Picture, Point, draw_timeline, draw_tree
+from memstate_langgraph.reading import read_log
 from memstate_langgraph.rules import check_count, check_text
 from memstate_langgraph.saver import MemStateCheckpointer
 from memstate_langgraph.tables import Html, fields, short, table as html_table

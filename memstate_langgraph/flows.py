@@ -24,19 +24,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from memstate_langgraph.differences import Diff, Preview
+from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
-from memstate_langgraph.facts import Entry, Fact, Query, Vector, utcnow
+from memstate_langgraph.facts import Entry, Vector, utcnow
 from memstate_langgraph.graph import Task, running_task
 from memstate_langgraph.ops import (
     Abandon,
     Activate,
     Buried,
     Due,
-    Find,
     Intend,
     LastSeq,
-    Load,
     Plan,
     ReadLog,
     Retire,
@@ -45,17 +43,11 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.past import Moment, diff as past_diff, facts_at, position as past_position
-from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Rollback, changed_by
+from memstate_langgraph.past import Moment, position as past_position
+from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Rollback
 from memstate_langgraph.rules import (
-    CHECKPOINT_TYPE,
-    WRITE_TYPE,
     Rules,
-    answers,
-    check_count,
     check_flag,
-    check_query,
-    check_text,
 )
 from memstate_langgraph.run import Call, Flow, acall
 from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit, drafts_of
@@ -246,27 +238,6 @@ def due(indexes: tuple[str, ...], now: float, limit: int) -> Plan[list[Vector]]:
 @notes
 def bury(ids: tuple[str, ...], now: float, until: float) -> Plan[None]:
     yield from Buried(ids, now, until)
-
-
-@reads
-def find(query: Query) -> Plan[list[Fact]]:
-    return (yield from Find(query))
-
-
-@reads
-def load(fact_id: str) -> Plan[Fact | None]:
-    standing = yield from Load((fact_id,))
-    return standing[fact_id].fact if fact_id in standing else None
-
-
-@reads
-def log_position() -> Plan[int]:
-    return (yield from LastSeq())
-
-
-@reads
-def read_log(question: ReadLog) -> Plan[list[Entry]]:
-    return (yield from question)
 
 
 def contended() -> ConflictError:
@@ -639,62 +610,3 @@ class Core:
                     yield bury(ids, now, now + hook.late)
             removed += len(rows)
         return removed
-
-    # --- reading
-
-    def overlay(self) -> dict[str, Fact | None]:
-        """The facts that the surrounding transaction or task changes, as its own reads see them.
-
-        Taken before storage is asked: what lands meanwhile is then seen twice, never not at all.
-        """
-        transaction = self.ambient.get()
-        drafts = drafts_of(self.visible())
-        changed, now = changed_by(drafts if transaction is None else [*drafts, transaction.draft]), self.now()
-        return {
-            fact_id: None if fact is not None and fact.has_expired(now) else fact for fact_id, fact in changed.items()
-        }
-
-    def get(self, fact_id: str, as_of: Moment | None = None) -> Flow[Fact | None]:
-        check_text(fact_id, "fact_id")
-        if as_of is not None:
-            then: list[Fact] = yield self.seen(facts_at(as_of, fact_id))
-            return then[0] if then else None
-        overlay = self.overlay()
-        if fact_id in overlay:
-            return overlay[fact_id]
-        fact: Fact | None = yield self.seen(load(fact_id))
-        return fact
-
-    def query(self, query: Query, as_of: Moment | None = None) -> Flow[list[Fact]]:
-        query = check_query(query)
-        if as_of is not None:
-            then: list[Fact] = yield self.seen(facts_at(as_of))
-            return [fact for fact in then if answers(fact, query)][: query.limit]
-        if query.type in (CHECKPOINT_TYPE, WRITE_TYPE):
-            from memstate_langgraph.checkpoints import as_facts  # loads LangGraph, which facts alone do not need
-
-            rendered: list[Fact] = yield as_facts(query)
-            return rendered
-        overlay = self.overlay()
-        # so many that enough are left where all that was changed is among them
-        enough = None if query.limit is None else query.limit + len(overlay)
-        stored: list[Fact] = yield self.seen(find(replace(query, limit=enough)))
-        facts = [fact for fact in stored if fact.id not in overlay]
-        changed = [fact for fact in overlay.values() if fact is not None and answers(fact, query)]
-        facts = [*reversed(changed), *facts] if query.newest else facts + changed
-        return facts[: query.limit]
-
-    def diff(self, start: Moment, end: Moment | None) -> Flow[Diff]:
-        found: Diff = yield self.seen(past_diff(start, end))
-        return found
-
-    def log(self, question: ReadLog, as_of: Moment | None = None) -> Flow[list[Entry]]:
-        if as_of is not None:
-            question = replace(question, until=(yield past_position(as_of)))
-        if question.limit is not None:
-            check_count(question.limit, "limit")
-        for name in ("session_id", "fact_id"):
-            if (text := getattr(question, name)) is not None:
-                check_text(text, name)
-        entries: list[Entry] = yield self.seen(read_log(question))
-        return entries

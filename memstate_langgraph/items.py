@@ -30,6 +30,7 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
+from memstate_langgraph import reading
 from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace, Query
@@ -175,7 +176,7 @@ class MemStateStore(BaseStore):
 
     def _stored(self, ids: Iterable[str]) -> Flow[list[Fact]]:
         query = Query(ITEM_TYPE, filters={"id": {"$in": list(dict.fromkeys(ids))}})
-        return (yield from self._core.query(query))
+        return (yield from reading.query(self._core, query))
 
     def _put(self, puts: Mapping[str, PutOp], now: datetime) -> Flow[None]:
         cause, around = current_cause(), self._core.ambient.get()
@@ -200,7 +201,7 @@ class MemStateStore(BaseStore):
             hits = [_Hit(*hit) for hit in (yield from search(self._core, query, wanted, None, scope))]
         if len(hits) < wanted:
             known = {hit.fact.id for hit in hits}
-            rest = yield from self._core.query(_limited(scope, wanted - len(hits), known))
+            rest = yield from reading.query(self._core, _limited(scope, wanted - len(hits), known))
             hits += [_Hit(fact, None) for fact in rest]
         shown = hits[op.offset : wanted]
         if op.refresh_ttl:
@@ -210,7 +211,7 @@ class MemStateStore(BaseStore):
     def _list(self, op: ListNamespacesOp) -> Flow[list[Namespace]]:
         conditions = op.match_conditions or ()
         prefix = max((_literal(condition) for condition in conditions), key=len, default=())
-        facts = yield from self._core.query(Query(ITEM_TYPE, prefix=prefix))
+        facts = yield from reading.query(self._core, Query(ITEM_TYPE, prefix=prefix))
         namespaces = {fact.namespace for fact in facts}
         kept = {namespace[: op.max_depth] for namespace in namespaces if all(_meets(namespace, c) for c in conditions)}
         return sorted(kept)[op.offset : op.offset + op.limit]

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel
 
-from memstate_langgraph import care
+from memstate_langgraph import care, reading
 from memstate_langgraph.calls import Calls
 from memstate_langgraph.differences import Diff, Preview
 from memstate_langgraph.errors import ValidationFailed
@@ -245,7 +245,7 @@ class MemoryStore(Calls):
 
     def diff(self, start: Moment, end: Moment | None = None) -> Diff:
         """What changed between two positions of the log, times or checkpoints; until now without `end`."""
-        return self._do(self._core.diff(start, end))
+        return self._do(reading.diff(self._core, start, end))
 
     @contextmanager
     def transaction(
@@ -271,7 +271,7 @@ class MemoryStore(Calls):
 
     def get(self, fact_id: str, as_of: Moment | None = None) -> Fact | None:
         """The live fact with this id, or None; `as_of` a position of the log, a time, or a checkpoint's config."""
-        return self._do(self._core.get(fact_id, as_of))
+        return self._do(reading.get(self._core, fact_id, as_of))
 
     def query(
         self,
@@ -287,7 +287,7 @@ class MemoryStore(Calls):
         Filters: `{"payload.role": "admin"}`, nested paths, or operators `{"payload.age": {"$gte": 18}}`.
         With `as_of`, the facts as they were then: that reads the log up to there.
         """
-        return self._do(self._core.query(self._query(typename, namespace, session_id, filters, limit), as_of))
+        return self._do(reading.query(self._core, self._query(typename, namespace, session_id, filters, limit), as_of))
 
     def search(
         self,
@@ -311,11 +311,11 @@ class MemoryStore(Calls):
 
     def log(self, session_id: str | None = None, limit: int | None = None) -> list[Entry]:
         """Entries of the log, newest first."""
-        return self._do(self._core.log(ReadLog(session_id=session_id, limit=limit)))
+        return self._do(reading.log(self._core, ReadLog(session_id=session_id, limit=limit)))
 
     def history(self, fact_id: str, as_of: Moment | None = None) -> list[Entry]:
         """All entries of one fact, newest first, also after it was deleted."""
-        return self._do(self._core.log(ReadLog(fact_id=fact_id), as_of))
+        return self._do(reading.log(self._core, ReadLog(fact_id=fact_id), as_of))
 
     def verify(self) -> care.Report:
         """Compare facts, log and vector stores, changing nothing."""

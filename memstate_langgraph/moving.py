@@ -32,7 +32,6 @@ from memstate_langgraph.checkpoint_ops import (
 )
 from memstate_langgraph.errors import ConflictError, StorageError
 from memstate_langgraph.facts import Entry, Fact, Query, Vector
-from memstate_langgraph.flows import log_position
 from memstate_langgraph.ops import (
     Append,
     Expunge,
@@ -46,6 +45,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
+from memstate_langgraph.reading import log_position
 from memstate_langgraph.run import Call, Flow, Progress, aperform, check_progress, perform, tell
 
 PAGE = 500

@@ -14,10 +14,11 @@ from typing import cast
 
 from memstate_langgraph.errors import HookError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Fact, Query, ScoredFact
-from memstate_langgraph.flows import Core, ask, log_position
+from memstate_langgraph.flows import Core, ask
 from memstate_langgraph.ops import Hydrate, Plan, reads
 from memstate_langgraph.past import Moment, facts_at
 from memstate_langgraph.plans import changed_by
+from memstate_langgraph.reading import log_position
 from memstate_langgraph.rules import answers, check_characters, check_count, check_query
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import drafts_of

@@ -126,7 +126,7 @@ MUTANTS = [
     Mutant("a patch can be changed after the call", "calls.py", "        return copy.deepcopy(dict(payload))", "        return dict(payload)", TRANSACTION),
     Mutant("transactions nest", "flows.py", "        if self.ambient.get() is not None:", "        if False:", TRANSACTION),
     Mutant("a transaction mixes sessions", "plans.py", "        if len(self._sessions) > 1:", "        if False:", CORE),
-    Mutant("a transaction does not see its writes", "flows.py", "        facts = [*reversed(changed), *facts] if query.newest else facts + changed\n", "", CORE),
+    Mutant("a transaction does not see its writes", "reading.py", "    facts = [*reversed(changed), *facts] if query.newest else facts + changed\n", "", CORE),
     Mutant("discarding forgets facts for good", "plans.py", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)\n        return", "            yield from self._record(Operation.DISCARD_SESSION, fact.id, None, change.by, change.by.session_id)\n            self.undone.append(self.tx)\n        return", CORE),
     # input
     Mutant("NUL is stored", "rules.py", '    if "\\x00" in text:', "    if False:", INPUT),

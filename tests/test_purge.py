@@ -29,7 +29,7 @@ from memstate_langgraph import (
     ValidationFailed,
     copy,
 )
-from memstate_langgraph.flows import load
+from memstate_langgraph.reading import load
 from memstate_langgraph.search import hydrate
 from tests.children import in_child
 from tests.conftest import Clock, Opener

@@ -83,7 +83,8 @@ class _Door:
 class SyncDoor(_Door):
     def run(self, work: Work[R]) -> R:
         """Run a plan in one transaction, and again from the top if others were in its way."""
-        return drive(self.engine.running(work), self._answer)
+        ended: R = drive(self.engine.running(work), self._answer)
+        return ended
 
     def _answer(self, step: Any) -> Any:
         raise NotImplementedError
@@ -107,7 +108,8 @@ class AsyncDoor(_Door):
         if self._pool is None:
             result: R = await to_its_end(self._server.threads.submit(self.sync().run, work))
             return result
-        return await to_its_end(asyncio.ensure_future(adrive(self.engine.running(work), self._answer)))
+        ended: R = await to_its_end(asyncio.ensure_future(adrive(self.engine.running(work), self._answer)))
+        return ended
 
     async def _answer(self, step: Any) -> Any:
         raise NotImplementedError

@@ -36,10 +36,10 @@ from memstate_langgraph.cli.printing import (
 )
 from memstate_langgraph.errors import FactNotFound, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact
-from memstate_langgraph.flows import read_log
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import ReadLog
 from memstate_langgraph.overview import overview, time_of
+from memstate_langgraph.reading import read_log
 from memstate_langgraph.rules import CHECKPOINT_TYPE, FIELDS, MAX_COUNT
 
 _CONDITION = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
