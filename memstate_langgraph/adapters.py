@@ -13,7 +13,7 @@ from typing import Any
 
 from memstate_langgraph.errors import UnfitVectorStore
 from memstate_langgraph.facts import Namespace
-from memstate_langgraph.rules import canonical
+from memstate_langgraph.rules import namespace_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def chroma_where(typename: str | None, namespace: Namespace | None) -> dict[str,
     if typename is not None:
         parts.append({"type": typename})
     if namespace is not None:
-        parts.append({"namespace": canonical(list(namespace))})
+        parts.append({"namespace": namespace_text(namespace)})
     if len(parts) < 2:
         return parts[0] if parts else None
     return {"$and": parts}

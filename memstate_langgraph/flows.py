@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from memstate_langgraph.differences import Preview
@@ -44,12 +45,12 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.past import Moment, position as past_position
-from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Rollback
+from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Put, Rollback
 from memstate_langgraph.rules import (
     Rules,
     check_flag,
 )
-from memstate_langgraph.run import Call, Flow, acall
+from memstate_langgraph.run import Call, Flow, acall, drive, refuse
 from memstate_langgraph.staging import STAGES, Prepared, Stage, Unit, drafts_of
 from memstate_langgraph.vectors import Text, VectorStoreSyncHook
 from memstate_langgraph.views import View, shown
@@ -123,10 +124,11 @@ def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[D
     return (yield from decided(changes, new_draft()))
 
 
-@reads
 def joined(change: Change, draft: Draft, mark: Mark) -> Plan[Draft]:
     """Decide one more change; an error leaves the draft at the mark, and so does a beginning from the top."""
     draft.back_to(mark)
+    if isinstance(change, Put) and draft.assumes(change):
+        draft.assume(change.fact.id)
     try:
         return (yield from decided([change], draft))
     except BaseException:
@@ -164,8 +166,8 @@ def commit(
 
     What is to be done `besides` is done in the same transaction.
     """
-    if previewed is not None and (yield from LastSeq()) == previewed.at:
-        draft = previewed  # whatever a decision rests on changes only with the log
+    if previewed is not None and (yield from previewed.holds()):
+        draft = previewed
     else:
         draft = yield from decided(changes, new_draft())
     texts = wanted(draft.final())
@@ -194,8 +196,9 @@ def go_live(
     born = tuple((prepared[key].vector_id, seqs[key[1]]) for key in texts)
     if born and (yield from Activate(born)) != len(born):
         raise LeaseLost("the vectors took longer to prepare than their lease; nothing was committed, try again")
-    if seqs:
-        yield from Retire(tuple(seqs.items()), retire_at)
+    before = tuple((fact_id, seqs[fact_id]) for fact_id in {e.fact_id: None for e in entries if e.before is not None})
+    if before:
+        yield from Retire(before, retire_at)
     spare = tuple(made.vector_id for key, made in prepared.items() if key not in texts)
     if spare:
         yield from Abandon(spare, now)
@@ -345,7 +348,12 @@ class Core:
             change = replace(change, by=by)
         # Decided now, so that errors are raised where they are made and ids are known; again at the end if others
         # commit meanwhile.
-        draft: Draft = yield joined(change, transaction.draft, transaction.draft.mark())
+        draft = transaction.draft
+        plan = partial(joined, change, draft, draft.mark())
+        if draft.assumes(change):
+            drive(plan(), refuse)
+        else:
+            yield Work(plan, write=False)
         transaction.changes.append(change)
         return draft.results[-1]
 
@@ -547,8 +555,8 @@ class Core:
         stage.tried = True
         entries: list[Entry] = []
         for i, unit in enumerate(stage.units):
-            if i == 0 and not unit.draft.rests_on_others and (yield from LastSeq()) == unit.draft.at:
-                draft = unit.draft  # whatever a decision rests on changes only with the log
+            if i == 0 and not unit.draft.rests_on_others and (yield from unit.draft.holds()):
+                draft = unit.draft
             else:
                 draft = yield from decided(unit.changes, unit.new_draft())
             if unit.approved is not None and unit.approved != gist(draft):

@@ -27,7 +27,7 @@ from memstate_langgraph.facts import (
     altered,
     unvalidated,
 )
-from memstate_langgraph.ops import Append, Find, Holders, Load, Plan, ReadLog, Reserve, Single, Steps
+from memstate_langgraph.ops import Append, Find, Holders, LastSeq, Load, Plan, ReadLog, Reserve, Single, Steps
 from memstate_langgraph.rules import Rules, canonical
 from memstate_langgraph.views import expired
 
@@ -168,7 +168,8 @@ class Mark(NamedTuple):
 class Draft:
     """A transaction in the making: the changes decided so far, over what is stored.
 
-    `at` is the position of the log from which on it must not move for the decisions to hold.
+    `at` is the position of the log from which on it must not move for the decisions to hold, `assumed` are the ids
+    that must be new to storage.
     """
 
     rules: Rules
@@ -179,6 +180,7 @@ class Draft:
     results: list[list[str]] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
     rests_on_others: bool = False
+    assumed: list[str] = field(default_factory=list)
     _standing: dict[str, Standing] = field(default_factory=dict)
     _holders: dict[Single, str | None] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
@@ -235,6 +237,33 @@ class Draft:
                         self._holders[key] = other._holders.get(key)
             self._keys.update(other._keys)
         return self
+
+    # --- taking for granted
+
+    def assumes(self, change: Change) -> bool:
+        """Whether a change puts a fact under an id that was made for it: as new as nearly all such are.
+
+        Deciding it then asks storage nothing; `holds` asks in the end, for all of them at once.
+        """
+        return (
+            isinstance(change, Put)
+            and self.at is not None
+            and not change.id_given
+            and change.idempotency_key is None
+            and single(change.fact) is None
+            and change.fact.id not in self._standing
+        )
+
+    def assume(self, fact_id: str) -> None:
+        # stays among them after an error: to ask for one too many does no harm
+        self.assumed.append(fact_id)
+        self._know(self._standing, fact_id, NOWHERE)
+
+    def holds(self) -> Plan[bool]:
+        """Whether the decisions are those that would be made now."""
+        if (yield from LastSeq()) != self.at:
+            return False  # whatever a decision rests on changes only with the log
+        return not (self.assumed and (yield from Load(tuple(self.assumed))))
 
     # --- reading through what is decided already
 
@@ -349,7 +378,9 @@ class Draft:
             op = Operation.UPDATE
         else:
             op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
-        after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
+        after = fact
+        if (fact.id, fact.session_id, fact.ephemeral) != (fact_id, session_id, ephemeral):
+            after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
         yield from self._record(op, fact_id, after, change.by, session_id, change.idempotency_key)
         return [fact_id]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -198,11 +199,23 @@ def _singleton(key: str | None, payload: Mapping[str, Any]) -> str | None:
 def dumped(typename: str, model: BaseModel, *, only_given: bool = False) -> dict[str, Any]:
     """A model as JSON; a number that JSON lacks is an error here, where pydantic would write null."""
     try:
-        if (path := _not_finite(model.model_dump(exclude_unset=only_given))) is not None:
-            raise ValidationFailed(f"type {typename!r}: field {path}: is not a JSON number")
-        return model.model_dump(mode="json", exclude_unset=only_given)
+        payload = model.model_dump(mode="json", exclude_unset=only_given)
+        if _has_null(payload.values()):  # which may have been a number
+            path = _not_finite(model.model_dump(exclude_unset=only_given))
+            if path is not None:
+                raise ValidationFailed(f"type {typename!r}: field {path}: is not a JSON number")
+        return payload
     except (ValueError, RecursionError) as error:  # pydantic's own error, or a plain one for what is too deep
         raise ValidationFailed(f"type {typename!r}: the payload cannot be written as JSON ({error})") from error
+
+
+def _has_null(values: Iterable[Any]) -> bool:
+    for value in values:
+        if value is None:
+            return True
+        if isinstance(value, dict | list) and _has_null(value.values() if isinstance(value, dict) else value):
+            return True
+    return False
 
 
 def _not_finite(value: Any, path: str = "") -> str | None:
@@ -231,6 +244,11 @@ def canonical(value: Any) -> str:
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
+
+@lru_cache(4096)  # of most facts it is the same
+def namespace_text(namespace: Namespace) -> str:
+    return canonical(list(namespace))
 
 
 def plain_json(value: Any, where: str) -> Any:

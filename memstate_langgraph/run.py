@@ -43,6 +43,11 @@ def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
         return value
 
 
+def refuse(question: object) -> Any:
+    """The answer to a generator that is known to ask nothing."""
+    raise AssertionError(f"nobody is there to answer {question!r}")
+
+
 async def adrive(plan: Generator[Q, Any, R], answer: Callable[[Q], Awaitable[Any]]) -> R:
     try:
         question = next(plan)

@@ -19,7 +19,7 @@ from memstate_langgraph.adapters import Adapter, Capabilities, adapter_of
 from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace
 from memstate_langgraph.folders import hold
-from memstate_langgraph.rules import ITEM_TYPE, canonical, check_text
+from memstate_langgraph.rules import ITEM_TYPE, canonical, check_text, namespace_text
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -134,7 +134,7 @@ class VectorStoreSyncHook:
             field = fact.payload.get(name)
             if field is not None:
                 metadata[name] = field if isinstance(field, str | int | float | bool) else canonical(field)
-        metadata.update(fact_id=fact.id, type=fact.type, namespace=canonical(list(fact.namespace)))
+        metadata.update(fact_id=fact.id, type=fact.type, namespace=namespace_text(fact.namespace))
         return Text(text, tuple(metadata.items()))
 
     # --- the vector store, sync and async; the async methods are LangChain's own

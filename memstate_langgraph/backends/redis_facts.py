@@ -22,10 +22,9 @@ from memstate_langgraph.backends.sql import (
     fact_row,
     fact_text,
     json_text,
-    namespace_text,
 )
 from memstate_langgraph.facts import Entry, Fact, Operation, Query, Standing, Vector
-from memstate_langgraph.rules import fits
+from memstate_langgraph.rules import fits, namespace_text
 
 Answer = Callable[[Any, View], Asking[Any]]
 

@@ -29,7 +29,7 @@ from memstate_langgraph.facts import (
     Vector,
     unvalidated,
 )
-from memstate_langgraph.rules import MAX_COUNT, fits
+from memstate_langgraph.rules import MAX_COUNT, fits, namespace_text
 
 FIRST_PAGE, LAST_PAGE = 100, 10_000
 """How many facts are read at once where filters may refuse any of them."""
@@ -85,11 +85,6 @@ def json_text(value: Any) -> str:
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps would make one per call
-
-
-@lru_cache(4096)  # of most facts it is the same
-def namespace_text(namespace: tuple[str, ...]) -> str:
-    return json_text(list(namespace))
 
 
 @lru_cache(4096)

@@ -86,6 +86,39 @@ def test_a_refused_change_can_be_caught_and_the_rest_committed(memory: MemorySto
     assert len(memory.log()) == 2
 
 
+def test_a_fact_that_was_committed_before_is_changed_under_the_id_that_was_made_for_it(memory: MemoryStore) -> None:
+    known, deleted, fresh = (Fact(type="note", payload={"content": text}) for text in ("known", "deleted", "fresh"))
+    memory.commit(known)
+    memory.delete(memory.commit(deleted))
+    with memory.transaction() as tx:
+        tx.commit(note("first", "a"))
+        for fact in (known, deleted, fresh, fresh):
+            assert tx.commit(fact) == fact.id
+    versions = {fact.id: (before and before.version, fact.version) for _, before, fact in _changes(memory)}
+    assert versions == {"a": (None, 1), known.id: (1, 2), deleted.id: (None, 3), fresh.id: (1, 2)}
+    assert_in_step(memory)
+    memory.rollback(1)
+    assert texts(memory) == {known.id: "known"}
+
+
+def test_a_refused_change_takes_nothing_for_granted(memory: MemoryStore) -> None:
+    known = note("known")
+    memory.commit(known, session_id="s")
+    with memory.transaction(session_id="s") as tx:
+        tx.commit(note("first", "a"))
+        with pytest.raises(ValidationFailed, match="belongs to session"):
+            tx.commit(known, session_id="t")
+        tx.update(known.id, {"content": "changed"})
+    assert texts(memory) == {"a": "first", known.id: "changed"}
+
+
+def _changes(memory: MemoryStore) -> list[tuple[int, Fact | None, Fact]]:
+    """Of the last transaction: the position in the log, what was there before, what is there now."""
+    entries = memory.log(limit=20)
+    last = [entry for entry in reversed(entries) if entry.tx == entries[0].tx]
+    return [(entry.seq, entry.before, entry.after) for entry in last if entry.after is not None]
+
+
 def test_an_empty_transaction_writes_nothing(memory: MemoryStore) -> None:
     with memory.transaction(session_id="s"):
         pass
