@@ -35,7 +35,6 @@ from memstate_langgraph.ops import (
     Buried,
     Due,
     Intend,
-    LastSeq,
     Plan,
     ReadLog,
     Retire,
@@ -137,8 +136,6 @@ def joined(change: Change, draft: Draft, mark: Mark) -> Plan[Draft]:
 
 
 def decided(changes: Sequence[Change], draft: Draft) -> Plan[Draft]:
-    if draft.at is None:
-        draft.at = yield from LastSeq()
     yield from draft.prefetch(changes)
     for change in changes:
         yield from draft.decide(change)

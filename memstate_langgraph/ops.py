@@ -32,6 +32,13 @@ Plan = Generator[Op[Any], Any, R]
 
 
 @dataclass(frozen=True, slots=True)
+class Together(Op[tuple[Any, ...]]):
+    """Questions of which none waits for another's answer: a server can be asked all of them in one go."""
+
+    questions: tuple[Op[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Work(Generic[R]):
     """A plan that has not begun. A storage runs it in one transaction, and again from the top on contention.
 
@@ -94,13 +101,6 @@ class Holders(Op[dict[Single, str]]):
 @dataclass(frozen=True, slots=True)
 class Find(Op[list[Fact]]):
     query: Query
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve(Op[int]):
-    """The first of the next `count` seqs of the log, ours if this transaction commits."""
-
-    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from memstate_langgraph.facts import (
     altered,
     unvalidated,
 )
-from memstate_langgraph.ops import Append, Find, Holders, LastSeq, Load, Plan, ReadLog, Reserve, Single, Steps
+from memstate_langgraph.ops import Append, Find, Holders, LastSeq, Load, Op, Plan, ReadLog, Single, Steps, Together
 from memstate_langgraph.rules import Rules, canonical
 from memstate_langgraph.views import expired
 
@@ -261,49 +261,55 @@ class Draft:
 
     def holds(self) -> Plan[bool]:
         """Whether the decisions are those that would be made now."""
-        if (yield from LastSeq()) != self.at:
-            return False  # whatever a decision rests on changes only with the log
-        return not (self.assumed and (yield from Load(tuple(self.assumed))))
+        asked: list[Op[Any]] = [LastSeq()]
+        if self.assumed:
+            asked.append(Load(tuple(self.assumed)))
+        at, *known = yield from Together(tuple(asked))
+        return at == self.at and not any(known)  # whatever else a decision rests on changes only with the log
 
     # --- reading through what is decided already
 
+    def _ask(self, ids: Iterable[str], keys: Iterable[Single] = ()) -> Plan[None]:
+        """Learn in one go what is not known yet: how ids stand, who holds keys, the position of the log."""
+        load = Load(tuple(dict.fromkeys(i for i in ids if i not in self._standing)))
+        holders = Holders(tuple(dict.fromkeys(k for k in keys if k not in self._holders)))
+        needed: dict[Op[Any], bool] = {LastSeq(): self.at is None, holders: bool(holders.keys), load: bool(load.ids)}
+        asked = [question for question, is_needed in needed.items() if is_needed]
+        if not asked:
+            return
+        answers = dict(zip(map(type, asked), (yield from Together(tuple(asked))), strict=True))
+        self.at = answers.get(LastSeq, self.at)
+        for key in holders.keys:
+            self._know(self._holders, key, answers[Holders].get(key))
+        for fact_id in load.ids:
+            self._know(self._standing, fact_id, answers[Load].get(fact_id, NOWHERE))
+        found = answers.get(Load, {}).values()
+        gone = yield from expired((standing.fact for standing in found if standing.fact), self.now)
+        for fact_id in sorted(gone):
+            yield from self._expire(fact_id)
+
     def _stand(self, ids: Iterable[str]) -> Plan[None]:
-        unknown = tuple(dict.fromkeys(i for i in ids if i not in self._standing))
-        if unknown:
-            known = yield from Load(unknown)
-            for fact_id in unknown:
-                self._know(self._standing, fact_id, known.get(fact_id, NOWHERE))
-            gone = yield from expired((stand.fact for stand in known.values() if stand.fact), self.now)
-            for fact_id in sorted(gone):
-                yield from self._expire(fact_id)
+        yield from self._ask(ids)
 
     def _expire(self, fact_id: str) -> Plan[None]:
         """Whoever comes upon a fact whose time has passed deletes it first, so nobody decides on it."""
         fact = self.fact(fact_id)
         yield from self._record(Operation.EXPIRE, fact_id, None, EXPIRY, None if fact is None else fact.session_id)
 
-    def _ask_holders(self, keys: Iterable[Single]) -> Plan[None]:
-        unknown = tuple(dict.fromkeys(k for k in keys if k not in self._holders))
-        if unknown:
-            known = yield from Holders(unknown)
-            for key in unknown:
-                self._know(self._holders, key, known.get(key))
-
     def _hold(self, keys: Iterable[Single]) -> Plan[None]:
         keys = list(keys)
-        yield from self._ask_holders(keys)
+        yield from self._ask((), keys)
         yield from self._stand(holder for key in keys if (holder := self._holders[key]) is not None)  # may be expired
 
     def prefetch(self, changes: Sequence[Change]) -> Plan[None]:
         """Ask for many changes at once what they would ask for one by one."""
         puts = [change.fact for change in changes if isinstance(change, Put)]
         keys = [key for fact in puts if (key := single(fact)) is not None]
-        yield from self._ask_holders(keys)
         ids = [fact.id for fact in puts]
         ids += [singleton_id(key) for key in keys]
-        ids += [holder for key in keys if (holder := self._holders[key]) is not None]
         ids += [change.fact_id for change in changes if isinstance(change, Patch | Drop)]
-        yield from self._stand(ids)
+        yield from self._ask(ids, keys)
+        yield from self._hold(keys)
 
     # --- deciding
 
@@ -594,10 +600,11 @@ class Draft:
         self._know(self._standing, fact_id, Standing(after, version, entry.head))
 
     def append(self) -> Plan[list[Entry]]:
-        """Write what was decided; the entries under their final seqs."""
+        """Write what was decided, at the position where it holds; the entries under their final seqs."""
         if not self.entries:
             return []
-        first = yield from Reserve(len(self.entries))
+        assert self.at is not None
+        first = self.at + 1
         entries = [
             # until now an entry of this transaction was known by -1, -2, ...
             altered(

@@ -11,7 +11,7 @@ import inspect
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -91,6 +91,30 @@ def relay(plan: Generator[Q, Any, R], answer: Callable[[Q], Generator[S, Any, An
     except StopIteration as done:
         value: R = done.value
         return value
+
+
+def in_turn(questions: Iterable[Q], answer: Callable[[Q], Generator[S, Any, Any]]) -> Generator[S, Any, list[Any]]:
+    answers = []
+    for question in questions:
+        answers.append((yield from answer(question)))  # noqa: PERF401 -- a comprehension cannot ask
+    return answers
+
+
+def abreast(
+    plans: Sequence[Generator[Q, Any, R]], answer: Callable[[list[Q]], Generator[S, Any, Sequence[Any]]]
+) -> Generator[S, Any, list[R]]:
+    """`relay` for several generators side by side: what all of them ask is asked in one go."""
+    results: dict[int, R] = {}
+    given: dict[int, Any] = dict.fromkeys(range(len(plans)))
+    while given:
+        asked: dict[int, Q] = {}
+        for i, value in given.items():
+            try:
+                asked[i] = plans[i].send(value)
+            except StopIteration as done:
+                results[i] = done.value
+        given = dict(zip(asked, (yield from answer([*asked.values()])), strict=True)) if asked else {}
+    return [results[i] for i in range(len(plans))]
 
 
 def pauses() -> Iterator[float]:

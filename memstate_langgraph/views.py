@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from memstate_langgraph.facts import Entry, Fact, Query
 from memstate_langgraph.item_ops import LastReads
-from memstate_langgraph.ops import FactsAt, Find, Hydrate, Load, Op, Plan, ReadLog, Work
+from memstate_langgraph.ops import FactsAt, Find, Hydrate, Load, Op, Plan, ReadLog, Together, Work
 from memstate_langgraph.rules import ITEM_TYPE, Rules, matches
-from memstate_langgraph.run import relay
+from memstate_langgraph.run import in_turn, relay
 
 R = TypeVar("R")
 
@@ -49,6 +49,8 @@ class View:
 
     def _answer(self, op: Op[Any]) -> Plan[Any]:
         match op:
+            case Together():
+                return (yield from in_turn(op.questions, self._answer))
             case Find():
                 return (yield from self._find(op.query))
             case Load():

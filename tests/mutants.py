@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant("replaced vectors have no grace time", "flows.py", "prepared, approved, now + self.grace, now, besides\n", "prepared, approved, now, now, besides\n", VECTORS),
     Mutant("collection takes live vectors", "backends/sql.py", "due <= ? AND state <> 'live' AND state <> 'intended'", "(due <= ? OR due IS NULL) AND state <> 'intended'", CRASH),
     Mutant("a preview is trusted although the log moved on", "flows.py", "previewed is not None and (yield from previewed.holds()):", "previewed is not None:", TRANSACTION),
-    Mutant("an id that was made for a fact is taken as new unasked", "plans.py", "        return not (self.assumed and (yield from Load(tuple(self.assumed))))", "        return True", TRANSACTION),
+    Mutant("an id that was made for a fact is taken as new unasked", "plans.py", "        return at == self.at and not any(known)", "        return at == self.at", TRANSACTION),
     # search
     Mutant("search without a snapshot", "search.py", "hydrate(tuple(vector_id for vector_id, _ in hits), at)", "hydrate(tuple(vector_id for vector_id, _ in hits), 10**15)", VECTORS),
     Mutant("search shows retired vectors", "backends/sql.py", " AND v.born <= ? AND (v.died IS NULL OR v.died > ?)", " AND v.born <= ? AND ? > 0", VECTORS),

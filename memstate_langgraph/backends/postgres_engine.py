@@ -27,10 +27,10 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from memstate_langgraph import ops
 from memstate_langgraph.backends.scopes import Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
-from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement
+from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Op, Work
-from memstate_langgraph.run import Progress, check_progress, pauses, relay, tell
+from memstate_langgraph.run import Progress, abreast, check_progress, pauses, relay, tell
 
 R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -219,7 +219,16 @@ class PostgresEngine:
                 return None
             return (yield from transaction.send())[-1]
 
+        def execute_all(statements: list[Statement]) -> Steps[list[Any]]:
+            transaction.queue += statements
+            return (yield from transaction.send())[-len(statements) :]
+
         def answer(op: Op[Any]) -> Steps[Any]:
+            if isinstance(op, ops.Together):
+                return (yield from abreast([begun(question) for question in op.questions], execute_all))
+            return (yield from relay(begun(op), execute))
+
+        def begun(op: Op[Any]) -> Statements[Any]:
             if work.write:
                 for lock in asked_about(op):
                     held_shared = transaction.held.get(lock.of)
@@ -228,7 +237,7 @@ class PostgresEngine:
                         transaction.held[lock.of] = lock.shared
             if isinstance(op, ops.Append):
                 transaction.tx = op.entries[0].tx
-            return (yield from relay(ANSWERS[type(op)](op, _DIALECT), execute))
+            return ANSWERS[type(op)](op, _DIALECT)
 
         result = yield from relay(work.start(), answer)
         if transaction.xid is None:

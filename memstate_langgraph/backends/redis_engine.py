@@ -44,7 +44,7 @@ from memstate_langgraph.errors import (
     ValidationFailed,
 )
 from memstate_langgraph.ops import Op, Work
-from memstate_langgraph.run import Progress, check_progress, pauses, relay
+from memstate_langgraph.run import Progress, check_progress, in_turn, pauses, relay
 
 R = TypeVar("R")
 Wire = Any
@@ -300,6 +300,8 @@ class RedisEngine:
         view = transaction.view
 
         def answer(op: Op[Any]) -> Steps[Any]:
+            if isinstance(op, ops.Together):
+                return (yield from in_turn(op.questions, answer))
             scopes = set() if isinstance(op, _CHANGES_ANYWAY) else scopes_of(op)
             if not scopes <= transaction.seen.keys():
                 view.reread()

@@ -214,10 +214,6 @@ def position(view: View) -> Asking[int]:
     return view.position or 0 if appended is None else int(appended)
 
 
-def reserve(op: ops.Reserve, view: View) -> Asking[int]:
-    return 1 + (yield from last_seq(op, view))
-
-
 def append(op: ops.Append, view: View) -> Asking[None]:
     final = {entry.fact_id: entry for entry in op.entries}
     ids = [blob(fact_id) for fact_id in final]
@@ -545,7 +541,6 @@ FACT_ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.Load: load,
     ops.Holders: holders,
     ops.Find: find,
-    ops.Reserve: reserve,
     ops.Append: append,
     ops.ReadLog: read_log,
     ops.Steps: steps,

@@ -20,7 +20,6 @@ _LOG = (
     ops.Load,
     ops.Holders,
     ops.Find,
-    ops.Reserve,
     ops.Append,
     ops.ReadLog,
     ops.Steps,

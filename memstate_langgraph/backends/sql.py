@@ -259,10 +259,6 @@ def find(op: ops.Find, d: Dialect) -> Statements[list[Fact]]:
     return found[:limit]
 
 
-def reserve(op: ops.Reserve, d: Dialect) -> Statements[int]:
-    return 1 + (yield from last_seq(ops.LastSeq(), d))
-
-
 def append(op: ops.Append, d: Dialect) -> Statements[None]:
     entries = op.entries
     afters = [None if entry.after is None else fact_row(entry.after) for entry in entries]
@@ -470,7 +466,6 @@ ANSWERS: dict[type[ops.Op[Any]], Answer] = {
     ops.Load: load,
     ops.Holders: holders,
     ops.Find: find,
-    ops.Reserve: reserve,
     ops.Append: append,
     ops.ReadLog: read_log,
     ops.Steps: steps,

@@ -192,6 +192,8 @@ class SQLiteEngine:
             return None
 
         def answer(op: ops.Op[Any]) -> Any:
+            if isinstance(op, ops.Together):
+                return [answer(question) for question in op.questions]
             return drive(ANSWERS[type(op)](op, _DIALECT), execute)
 
         relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
