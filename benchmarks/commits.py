@@ -28,6 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from memstate_langgraph import ChromaSyncHook, Constraint, Fact, MemoryStore, SQLiteStorage, VectorStoreSyncHook
+from memstate_langgraph.run import Storage
 
 SYNCHRONOUS: Any = "FULL"
 DIMENSIONS = 256
@@ -148,10 +149,10 @@ def ratios(folder: Path, rounds: int) -> list[tuple[str, float, float, float]]:
     ]
 
 
-def growth(folder: Path, sizes: Sequence[int], rounds: int) -> dict[str, list[float]]:
+def growth(storage: Storage, sizes: Sequence[int], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of single calls at growing numbers of facts. Without vectors: Chroma's own growth is Chroma's."""
     found: dict[str, list[float]] = {}
-    with registered(MemoryStore(SQLiteStorage(folder / "growth.db", synchronous="OFF"))) as memory:
+    with registered(MemoryStore(storage)) as memory:
         done = 0
         for size in sizes:
             for start in range(done, size, BATCH):
@@ -227,6 +228,17 @@ def verdict(good: bool) -> str:
     return "[green]yes[/green]" if good else "[red]no[/red]"
 
 
+def growth_table(title: str, sizes: Sequence[int], found: dict[str, list[float]]) -> Table:
+    return table_of(
+        f"{title}; flat within 1.5",
+        ("what", *(f"{size:,}" for size in sizes), "last / first", "reached"),
+        (
+            (what, *(f"{t:.2f}" for t in times), f"{times[-1] / times[0]:.2f}", verdict(times[-1] <= 1.5 * times[0]))
+            for what, times in found.items()
+        ),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000, 200_000])
@@ -235,9 +247,13 @@ def main() -> None:
     console = Console(width=110)
     console.print(f"synchronous = {SYNCHRONOUS} on both sides, embeddings of {DIMENSIONS} numbers that cost nothing")
     found: dict[str, Any] = {}
+
+    def grown(folder: Path) -> dict[str, list[float]]:
+        return growth(SQLiteStorage(folder / "growth.db", synchronous="OFF"), options.sizes, options.rounds)
+
     jobs: list[tuple[str, Callable[[Path], Any]]] = [
         ("ratios", lambda folder: ratios(folder, options.rounds)),
-        ("growth", lambda folder: growth(folder, options.sizes, options.rounds)),
+        ("growth", grown),
         ("crowd", crowd),
     ]
     for name, job in track(jobs, "measuring", console=console):
@@ -259,19 +275,7 @@ def main() -> None:
                 for what, ours, plain, limit in found["ratios"]
             ),
         ),
-        table_of(
-            "milliseconds of one call at a number of facts; flat within 1.5",
-            ("what", *(f"{size:,}" for size in options.sizes), "last / first", "reached"),
-            (
-                (
-                    what,
-                    *(f"{t:.2f}" for t in times),
-                    f"{times[-1] / times[0]:.2f}",
-                    verdict(times[-1] <= 1.5 * times[0]),
-                )
-                for what, times in found["growth"].items()
-            ),
-        ),
+        growth_table("milliseconds of one call at a number of facts", options.sizes, found["growth"]),
     )
     slow, quick, errors = (found["crowd"][name] for name in ("slow", "quick", "errors"))
     console.print(

@@ -1,20 +1,22 @@
-"""On servers, side by side: `python -m benchmarks.servers [postgres redis] [--turns 25 100 400]`.
+"""On servers, side by side: `python -m benchmarks.servers [postgres redis] [--turns 25 100 400] [--sizes 1000 200000]`.
 
 Checkpoints: our saver and LangGraph's for the same server, one after the other. PostgreSQL with `fsync` and
 `synchronous_commit` on for both; Redis with `appendonly yes` and `appendfsync everysec`, and RedisSaver only where the
 server has the modules that it needs. Facts: how many commits a second by 1, 2, 4 and 8 processes, each on topics of
-its own and all on the same ten. MEMSTATE_POSTGRES_URL and MEMSTATE_REDIS_URL name the servers; without them they are
-started.
+its own and all on the same ten, and how many cores of this machine were busy. Growth: what single calls cost at growing
+numbers of facts. MEMSTATE_POSTGRES_URL and MEMSTATE_REDIS_URL name the servers; without them they are started.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
@@ -27,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.checkpointers import CONFIG, Clock, chat, text, timed_reads
+from benchmarks.commits import growth, growth_table
 from memstate_langgraph import (
     Constraint,
     Fact,
@@ -38,6 +41,7 @@ from memstate_langgraph import (
 from tests.servers import postgres, postgres_url, redis_server, redis_url
 
 SECONDS = 5.0
+STAT = Path("/proc/stat")
 
 
 class Server(Protocol):
@@ -166,16 +170,25 @@ def work(kind: str, url: str, room: str, worker: int, contested: bool, start: An
     with MemoryStore(SERVERS[kind](url).storage(room)) as memory:
         memory.register_schema("topic", Topic, Constraint(singleton_key="name"))
         start.wait()
-        clock = Clock()
+        clock, busy = Clock(), busy_seconds()
         count = 0
         while clock() < SECONDS:
             name = f"{count % 10}" if contested else f"{worker} {count % 10}"
             memory.commit(Fact(type="topic", payload={"name": name, "content": f"{worker} {count}"}))
             count += 1
-        done.put(count)
+        done.put((count, (busy_seconds() - busy) / clock()))
 
 
-def facts_run(kind: str, server: Any, workers: int, contested: bool) -> float:
+def busy_seconds() -> float:
+    """Of all cores since the machine began; only Linux says so."""
+    if not STAT.exists():
+        return math.nan
+    user, nice, system, _, _, irq, softirq, *_ = map(int, STAT.read_text().split()[1:10])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def facts_run(kind: str, server: Any, workers: int, contested: bool) -> tuple[float, float]:
+    """Commits per second, and how many cores were busy."""
     room = f"bench_{uuid.uuid4().hex[:12]}"
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(workers), context.Queue()
@@ -184,11 +197,11 @@ def facts_run(kind: str, server: Any, workers: int, contested: bool) -> float:
     ]
     for process in processes:
         process.start()
-    total: int = sum(done.get(timeout=120) for _ in processes)
+    counts, busy = zip(*(done.get(timeout=120) for _ in processes), strict=True)
     for process in processes:
         process.join()
     server.clear(room)
-    return total / SECONDS
+    return sum(counts) / SECONDS, sum(busy) / workers
 
 
 def main() -> None:
@@ -196,6 +209,7 @@ def main() -> None:
     parser.add_argument("servers", nargs="*", default=list(SERVERS), help=" or ".join(SERVERS))
     parser.add_argument("--turns", type=int, nargs="+", default=[25, 100, 400])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000, 200_000])
     given = parser.parse_args()
     console = Console()
     for kind in given.servers:
@@ -213,8 +227,12 @@ def main() -> None:
         table = Table("workers", "commits/s, topics of their own", "commits/s, ten contested topics", title=kind)
         for workers in given.workers:
             rates = [facts_run(kind, server, workers, contested) for contested in (False, True)]
-            table.add_row(str(workers), *(f"{rate:,.0f}" for rate in rates))
+            table.add_row(str(workers), *(f"{rate:,.0f} ({busy:.1f} cores busy)" for rate, busy in rates))
         console.print(table)
+        room = f"bench_{uuid.uuid4().hex[:12]}"
+        grown = growth(server.storage(room), given.sizes, 3)
+        console.print(growth_table(f"{kind}: milliseconds of one call at a number of facts", given.sizes, grown))
+        server.clear(room)
 
 
 if __name__ == "__main__":

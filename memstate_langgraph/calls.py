@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 
 from pydantic import BaseModel
 
+from memstate_langgraph.changes import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Cause, Fact, Namespace, Query, altered
@@ -17,7 +18,6 @@ from memstate_langgraph.flows import Core, Transaction
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.overview import store_html
 from memstate_langgraph.past import Moment
-from memstate_langgraph.plans import By, Change, Discard, Drop, Patch, Promote, Put, Rollback
 from memstate_langgraph.rules import Constraint, Rules, check_count, check_flag, check_namespace, check_text, dumped
 from memstate_langgraph.run import Flow
 from memstate_langgraph.schemas import Upcast, seconds_of

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from memstate_langgraph.changes import By, Rewrite
 from memstate_langgraph.errors import LeaseLost, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Health, Query, Vector
 from memstate_langgraph.flows import Core, ask, intend
@@ -26,7 +27,6 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
-from memstate_langgraph.plans import By, Rewrite
 from memstate_langgraph.reading import find
 from memstate_langgraph.rules import Rules, check_flag
 from memstate_langgraph.run import Flow, Progress, check_progress, tell

@@ -25,6 +25,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from memstate_langgraph.changes import By, Change, Discard, Promote, Put, Rollback
 from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ConflictError, HookError, LeaseLost, MemoryStoreError, ValidationFailed
 from memstate_langgraph.facts import Entry, Vector, utcnow
@@ -44,7 +45,7 @@ from memstate_langgraph.ops import (
     writes,
 )
 from memstate_langgraph.past import Moment, position as past_position
-from memstate_langgraph.plans import By, Change, Discard, Draft, Mark, Promote, Put, Rollback
+from memstate_langgraph.plans import Draft, Mark
 from memstate_langgraph.rules import (
     Rules,
     check_flag,

@@ -32,13 +32,13 @@ from langgraph.store.base import (
 
 from memstate_langgraph import reading
 from memstate_langgraph.async_memory import AsyncMemoryStore
+from memstate_langgraph.changes import By, Change, Drop, Put
 from memstate_langgraph.errors import ValidationFailed
 from memstate_langgraph.facts import Fact, Namespace, Query
 from memstate_langgraph.graph import current_cause
 from memstate_langgraph.item_ops import WasRead
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import Plan, notes
-from memstate_langgraph.plans import By, Change, Drop, Put
 from memstate_langgraph.retention import sweep
 from memstate_langgraph.rules import (
     ITEM_TYPE,

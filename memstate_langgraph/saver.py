@@ -30,6 +30,7 @@ from memstate_langgraph import checkpoints, landing
 from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
+from memstate_langgraph.changes import By, Rollback
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
@@ -39,7 +40,6 @@ from memstate_langgraph.graph import running_task
 from memstate_langgraph.memory import MemoryStore
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.packing import pack_typed
-from memstate_langgraph.plans import By, Rollback
 from memstate_langgraph.pristine import Pristine
 from memstate_langgraph.retention import Swept, sweep_threads
 from memstate_langgraph.rules import check_count

@@ -12,9 +12,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from memstate_langgraph.changes import Change
 from memstate_langgraph.checkpoint_ops import Place
 from memstate_langgraph.graph import Task
-from memstate_langgraph.plans import Change, Draft
+from memstate_langgraph.plans import Draft
 from memstate_langgraph.vectors import Text
 
 FORGOTTEN = 24 * 3600.0

@@ -30,11 +30,12 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from redis import exceptions
 
-from memstate_langgraph import checkpoint_ops, item_ops, ops
+from memstate_langgraph import checkpoint_ops, ops
 from memstate_langgraph.backends.redis_checkpoints import CHECKPOINT_ANSWERS
 from memstate_langgraph.backends.redis_facts import FACT_ANSWERS, SEQ, VERSION, Answer
+from memstate_langgraph.backends.redis_scopes import CHANGES_ANYWAY, changed_by, scopes_of
 from memstate_langgraph.backends.redis_view import Command, View, packed
-from memstate_langgraph.backends.scopes import LOG, asked_about
+from memstate_langgraph.backends.scopes import LOG
 from memstate_langgraph.errors import (
     MemoryStoreError,
     OutcomeUnknown,
@@ -95,63 +96,6 @@ class Pause:
 
 Step = Borrow | GiveBack | Exchange | Pause
 Steps = Generator[Step, Any, R]
-
-
-# --- what plans rely on and change
-
-GARBAGE = "garbage"
-_READS_LOG = (
-    ops.PositionAt,
-    ops.FactsAt,
-    ops.Count,
-    ops.ReadVectors,
-    ops.Activate,
-    ops.Retire,
-    ops.Abandon,
-    ops.Expunge,
-)
-_CHANGES_ANYWAY = (
-    checkpoint_ops.JoinPool,
-    checkpoint_ops.SaveChunks,
-    checkpoint_ops.SaveValues,
-    checkpoint_ops.SaveWrites,
-    ops.Intend,
-    item_ops.WasRead,
-)
-"""Say what is, whatever was: right on any state of the store."""
-_CHANGES = (
-    *_CHANGES_ANYWAY,
-    checkpoint_ops.SaveCheckpoint,
-    ops.Append,
-    ops.Purge,
-    ops.Activate,
-    ops.Retire,
-    ops.Abandon,
-    ops.Buried,
-    ops.Expunge,
-    checkpoint_ops.CopyThread,
-    checkpoint_ops.DropCheckpoints,
-    checkpoint_ops.DropChunks,
-    checkpoint_ops.DropThread,
-    checkpoint_ops.DropValues,
-)
-
-
-def scopes_of(op: Op[Any]) -> set[str]:
-    """What an op reads or changes, as far as others could be in the way."""
-    scopes = {lock.of for lock in asked_about(op)}
-    if isinstance(op, _READS_LOG):  # what search may show changes with the log
-        scopes.add(LOG.of)
-    if isinstance(op, ops.Buried | ops.Purge):
-        scopes.add(GARBAGE)
-    return scopes
-
-
-def changed_by(op: Op[Any]) -> set[str]:
-    if not isinstance(op, _CHANGES):
-        return set()
-    removed = isinstance(op, ops.Retire | ops.Abandon | ops.Expunge)
-    return scopes_of(op) | ({GARBAGE} if removed else set())
 
 
 # --- errors
@@ -302,7 +246,7 @@ class RedisEngine:
         def answer(op: Op[Any]) -> Steps[Any]:
             if isinstance(op, ops.Together):
                 return (yield from in_turn(op.questions, answer))
-            scopes = set() if isinstance(op, _CHANGES_ANYWAY) else scopes_of(op)
+            scopes = set() if isinstance(op, CHANGES_ANYWAY) else scopes_of(op)
             if not scopes <= transaction.seen.keys():
                 view.reread()
             transaction.changed |= changed_by(op)

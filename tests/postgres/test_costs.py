@@ -29,9 +29,11 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.backends.postgres_engine import Exchange
 from tests.models import note, preference
-from tests.postgres.helpers import ask, commits, open_store, spy
+from tests.postgres.helpers import commits, open_store
 from tests.servers import behind_its_back, schema_of
 from tests.stores import Unreliable, hook_over
+from tests.wire import spy
+from tests.workers import ask
 
 
 def nodes(plan: dict[str, Any], limited: bool = False) -> Iterator[tuple[dict[str, Any], bool]]:

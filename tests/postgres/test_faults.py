@@ -33,9 +33,11 @@ from memstate_langgraph.checkpoint_ops import (
 )
 from memstate_langgraph.ops import Op, Plan, Work
 from tests.models import note, preference
-from tests.postgres.helpers import ask, commits, open_store, spy, wait_until, with_options
+from tests.postgres.helpers import commits, open_store, with_options
 from tests.servers import schema_of
 from tests.stores import assert_in_step
+from tests.wire import spy
+from tests.workers import Writers, ask, wait_until
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -240,35 +242,16 @@ def test_a_server_restarts_under_writers(tmp_path: Path, how: str) -> None:
     server = get_server(folder, cleanup_mode="delete")
     try:
         memory = open_store(str(server.get_uri()), tmp_path)
-        acknowledged: list[str] = []
-        failed: list[BaseException] = []
-        stop = threading.Event()
-
-        def write() -> None:
-            while not stop.is_set():
-                try:
-                    acknowledged.append(memory.commit(note("x"), session_id="s"))
-                except BaseException as error:
-                    failed.append(error)
-                    return
-
-        writers = [threading.Thread(target=write) for _ in range(3)]
-        for writer in writers:
-            writer.start()
-        wait_until(lambda: len(acknowledged) > 30)
-        pgexec(
-            "pg_ctl", ("-w", "-D", str(folder), "-m", how, "stop"), bin_path=server.bin_path, user=server.system_user
-        )
-        server.ensure_postgres_running()
-        known = len(acknowledged)
-        wait_until(lambda: len(acknowledged) > known + 30 or failed != [])
-        stop.set()
-        for writer in writers:
-            writer.join(30)
-        assert failed == []
-        assert {fact.id for fact in memory.query()} == set(acknowledged)
-        assert len(memory.log()) == len(acknowledged)
-        assert_in_step(memory)
+        with Writers(memory) as writers:
+            writers.get_on(30)
+            pgexec(
+                "pg_ctl",
+                ("-w", "-D", str(folder), "-m", how, "stop"),
+                bin_path=server.bin_path,
+                user=server.system_user,
+            )
+            server.ensure_postgres_running()
+            writers.get_on(30)
         memory.close()
     finally:
         server.cleanup()

@@ -11,9 +11,10 @@ import pytest
 from memstate_langgraph import StorageError
 from memstate_langgraph.backends.postgres_engine import Exchange
 from tests.models import note
-from tests.postgres.helpers import open_store, spy
+from tests.postgres.helpers import open_store
 from tests.servers import schema_of
 from tests.stores import Words, assert_in_step, collect, hook_over
+from tests.wire import spy
 
 
 def pgvector(url: str, table: str) -> Any:

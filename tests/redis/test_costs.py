@@ -21,10 +21,10 @@ from memstate_langgraph.backends.redis_engine import ANSWERS
 from memstate_langgraph.backends.redis_facts import purge
 from memstate_langgraph.ops import Purge
 from tests.models import note, preference
-from tests.postgres.helpers import ask
 from tests.redis.helpers import open_store
 from tests.servers import schema_of
 from tests.stores import Unreliable, collect, hook_over
+from tests.workers import ask
 
 
 @contextmanager

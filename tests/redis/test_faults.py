@@ -20,10 +20,11 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.backends.redis_engine import Exchange
 from tests.models import note, preference
-from tests.postgres.helpers import ask, wait_until
-from tests.redis.helpers import commits, open_store, spy
+from tests.redis.helpers import commits, open_store
 from tests.servers import RedisServer
 from tests.stores import assert_in_step
+from tests.wire import spy
+from tests.workers import Writers, ask, wait_until
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -144,35 +145,12 @@ def test_a_wrong_password_is_no_matter_of_patience(server: RedisServer, tmp_path
 
 def test_a_server_killed_and_started_under_writers(server: RedisServer, tmp_path: Path) -> None:
     memory = open_store(server.url, tmp_path)
-    acknowledged: list[str] = []
-    failed: list[BaseException] = []
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.is_set():
-            try:
-                acknowledged.append(memory.commit(note("x"), session_id="s"))
-            except BaseException as error:
-                failed.append(error)
-                return
-
-    writers = [threading.Thread(target=write) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    for _ in range(3):
-        known = len(acknowledged)
-        wait_until(lambda known=known: len(acknowledged) > known + 20 or failed != [])  # type: ignore[misc]
-        server.kill()
-        server.start()
-    known = len(acknowledged)
-    wait_until(lambda: len(acknowledged) > known + 20 or failed != [])
-    stop.set()
-    for writer in writers:
-        writer.join(30)
-    assert failed == []
-    assert {fact.id for fact in memory.query()} == set(acknowledged)
-    assert len(memory.log()) == len(acknowledged)
-    assert_in_step(memory)
+    with Writers(memory) as writers:
+        for _ in range(3):
+            writers.get_on(20)
+            server.kill()
+            server.start()
+        writers.get_on(20)
     assert memory.verify().warnings == ()
     memory.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +27,10 @@ from memstate_langgraph import (
 )
 from memstate_langgraph.backends.urls import storage_from
 from tests.models import Preference, note, preference
-from tests.postgres.helpers import ask
 from tests.redis.helpers import open_store
 from tests.servers import RedisServer, schema_of
 from tests.stores import Unreliable, assert_in_step, hook_over
+from tests.workers import ask
 
 
 @pytest.mark.parametrize(
@@ -133,25 +132,6 @@ async def test_an_async_client_is_used_in_its_loop(url: str, tmp_path: Path) -> 
         assert await client.ping()
         with pytest.raises(ValidationFailed, match="AsyncRedisStorage"):
             RedisStorage(client)
-
-
-def test_a_forked_process_makes_connections_of_its_own(memory: MemoryStore) -> None:
-    memory.commit(note("by the parent"))
-
-    def write() -> None:
-        for i in range(20):
-            memory.commit(note(f"by a child {i}"))
-        memory.close()
-
-    children = [multiprocessing.get_context("fork").Process(target=write) for _ in range(3)]
-    for child in children:
-        child.start()
-    for i in range(20):
-        memory.commit(note(f"by the parent {i}"))
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 3
-    assert len(memory.query()) == len(memory.log()) == 81
 
 
 def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path: Path) -> None:

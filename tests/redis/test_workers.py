@@ -1,21 +1,15 @@
-"""Several workers on one Redis: views, turns, contests, an agent that fails over."""
+"""Several workers on one Redis: what they rely on, and whose turn it is."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.types import Command
 
 from memstate_langgraph import (
-    ConflictError,
     MemoryStore,
     MemStateCheckpointer,
     StorageBusy,
@@ -32,11 +26,12 @@ from memstate_langgraph.checkpoint_ops import (
     WriteRow,
 )
 from memstate_langgraph.ops import Count, LastSeq, Plan, Work, reads, writes
-from tests.models import note, preference
-from tests.postgres.helpers import ask, wait_until
-from tests.redis.helpers import commits, open_store, spy
+from tests.models import note
+from tests.redis.helpers import commits, open_store
 from tests.servers import schema_of
 from tests.stores import assert_in_step
+from tests.wire import spy
+from tests.workers import ask, wait_until
 
 
 def test_a_reading_plan_sees_one_state(memory: MemoryStore) -> None:
@@ -202,63 +197,3 @@ def test_a_long_reading_ends_while_others_write(url: str, tmp_path: Path) -> Non
         assert len(attempts) == READS_BEFORE_TURN + 2, "the last one had the turn"
         wait_until(lambda: len(other.query()) == READS_BEFORE_TURN + 1 + 20)
         assert_in_step(other)
-
-
-def contest(url: str, folder: Path, worker: int) -> None:
-    memory = open_store(url, folder)
-    for n in range(1_000_000):
-        try:
-            match n % 4:
-                case 0 | 1:
-                    memory.commit(preference(f"topic {n % 3}", f"{worker} {n}"), session_id=f"w{worker}")
-                case 2:
-                    with memory.transaction(session_id=f"w{worker}") as tx:
-                        tx.commit(note(f"{worker} {n}", id=f"note {worker} {n}"))
-                        tx.commit(preference(f"topic {n % 3}", f"{worker} {n}"))
-                case 3:
-                    memory.rollback(1, session_id=f"w{worker}")
-        except ConflictError:
-            pass  # somebody else changed the topic after us
-
-
-def test_eight_processes_contest_and_some_are_killed(url: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=contest, args=(url, tmp_path, i), daemon=True) for i in range(8)]
-    try:
-        for worker in workers:
-            worker.start()
-        memory = open_store(url, tmp_path)
-        wait_until(lambda: len(memory.log(limit=200)) == 200)
-        for victim in range(4):
-            os.kill(workers[victim].pid or 0, signal.SIGKILL)
-            at = memory.log(limit=1)[0].seq
-            wait_until(lambda at=at: memory.log(limit=1)[0].seq > at + 40)  # type: ignore[misc]
-            assert memory.verify().ok, "a long reading ends while others write"
-        assert [worker.is_alive() for worker in workers] == [False] * 4 + [True] * 4
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join(10)
-    facts = memory.query("preference")
-    assert len(facts) == len({fact.payload["topic"] for fact in facts}) <= 3
-    assert_in_step(memory)
-    entries = memory.log()
-    assert [entry.seq for entry in reversed(entries)] == list(range(1, len(entries) + 1))
-    assert set(Counter(entry.tx for entry in entries).values()) <= {1, 2}
-    memory.commit(preference("topic 0", "still works"))
-    memory.close()
-
-
-def ask_and_die(url: str, folder: Path) -> None:
-    ask(MemStateCheckpointer(memory=open_store(url, folder)), "t", "hello")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_another_process_resumes_an_interrupt(url: str, tmp_path: Path) -> None:
-    worker = multiprocessing.get_context("fork").Process(target=ask_and_die, args=(url, tmp_path))
-    worker.start()
-    worker.join(60)
-    assert worker.exitcode == -signal.SIGKILL
-    with open_store(url, tmp_path) as memory:
-        result = ask(MemStateCheckpointer(memory=memory), "t", Command(resume="yes"))
-    assert [message.content for message in result["messages"]] == ["hello", "you said yes"]
