@@ -13,17 +13,14 @@ from memstate_langgraph import moving
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.care import Report
 from memstate_langgraph.cli.opening import (
-    ChromaOption,
-    CollectionOption,
-    HookOption,
     JsonOption,
     StorageArgument,
-    TextFieldOption,
     Vectors,
     YesOption,
     collections_of,
     counts_of,
     opened,
+    with_vectors,
 )
 from memstate_langgraph.cli.printing import bars, console, note, print_json, safe, working
 from memstate_langgraph.errors import ValidationFailed
@@ -36,16 +33,14 @@ NOT_IN_STEP = 1
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+@with_vectors
 def verify(
     storage: StorageArgument,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Compare facts, log and vectors, changing nothing; exit code 1 if they differ."""
-    vectors = Vectors(chroma, collection, text_field, hook)
     with opened(storage, vectors) as memory:
         with working("comparing"):
             report = memory.verify()
@@ -55,21 +50,19 @@ def verify(
     _print_report(report, as_json)
 
 
+@with_vectors
 def repair(
     storage: StorageArgument,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Embed everything again.")] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Remove vectors that no fact stands for, embed facts that lack theirs.
 
     It needs the vectors: --chroma ..., or --hook. Facts and log are never changed.
     """
-    vectors = Vectors(chroma, collection, text_field, hook)
     vectors.require("repair mends vectors")
     with opened(storage, vectors) as memory:
         with working("comparing"):

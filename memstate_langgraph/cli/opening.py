@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,10 +54,10 @@ VECTOR_OPTIONS = "--chroma FOLDER --collection NAME --text-field FIELD, or --hoo
 class Vectors:
     """How the user said where the vectors are."""
 
-    chroma: Path | None = None
-    collection: str | None = None
-    text_field: str | None = None
-    hook: str | None = None
+    chroma: ChromaOption = None
+    collection: CollectionOption = None
+    text_field: TextFieldOption = None
+    hook: HookOption = None
 
     @property
     def named(self) -> bool:
@@ -95,6 +97,20 @@ class Vectors:
             )
         store = Chroma(collection, default_embedding(), client=client)
         return VectorStoreSyncHook(store, text_field=text_field)
+
+
+def with_vectors(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, instead of its parameter `vectors`, the options that say where they are."""
+    own, options = inspect.signature(command, eval_str=True), inspect.signature(Vectors, eval_str=True).parameters
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        told = {name: given.pop(name) for name in options}
+        command(**given, vectors=Vectors(**told))
+
+    others = [parameter for parameter in own.parameters.values() if parameter.name != "vectors"]
+    called.__signature__ = own.replace(parameters=[*others, *options.values()])  # type: ignore[attr-defined]  # read by typer
+    return called
 
 
 def _imported(name: str) -> VectorStoreSyncHook:

@@ -10,17 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from memstate_langgraph.cli.opening import (
-    ChromaOption,
-    CollectionOption,
-    HookOption,
     JsonOption,
     NamespaceOption,
     SessionOption,
     StorageArgument,
-    TextFieldOption,
     Vectors,
     moment_of,
     opened,
+    with_vectors,
 )
 from memstate_langgraph.cli.printing import (
     changed,
@@ -132,6 +129,7 @@ def query(
         _print_facts(found, empty="no fact answers this")
 
 
+@with_vectors
 def search(
     storage: StorageArgument,
     words: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for.")],
@@ -141,13 +139,10 @@ def search(
     namespace: NamespaceOption = None,
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=MAX_COUNT, help="How many at most.")] = 5,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Live facts nearest in meaning, best first. It needs the vectors: --chroma ..., or --hook."""
-    vectors = Vectors(chroma, collection, text_field, hook)
     vectors.require("search looks through vectors")
     with opened(storage, vectors) as memory, working("searching"):
         found = memory.search(words, limit, _filters(where), None, typename, _namespace(namespace), session)

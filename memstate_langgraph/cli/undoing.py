@@ -7,18 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from memstate_langgraph.cli.opening import (
-    ChromaOption,
-    CollectionOption,
-    HookOption,
     JsonOption,
     StorageArgument,
-    TextFieldOption,
     Vectors,
     YesOption,
     collections_of,
     counts_of,
     moment_of,
     opened,
+    with_vectors,
 )
 from memstate_langgraph.cli.printing import console, print_changes, print_json
 from memstate_langgraph.differences import Preview
@@ -33,6 +30,7 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why; the log
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 
 
+@with_vectors
 def rollback(
     storage: StorageArgument,
     steps: Annotated[int, typer.Option("--steps", min=1, max=MAX_COUNT, help="How many transactions.")] = 1,
@@ -41,21 +39,20 @@ def rollback(
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Undo the last transactions in force (of a session): all of them, or none on a conflict.
 
     Where facts have vectors it needs them too: --chroma ..., or --hook.
     """
-    with opened(storage, vectors := Vectors(chroma, collection, text_field, hook)) as memory:
+    with opened(storage, vectors) as memory:
         preview = memory.would_undo(steps, session)
         if _agreed(memory, vectors, preview, dry_run, yes, as_json):
             _tell(memory.rollback(steps, session, ACTOR, reason, expected=preview), as_json)
 
 
+@with_vectors
 def revert(
     storage: StorageArgument,
     run: Annotated[str | None, typer.Option("--run", help="What this run did.")] = None,
@@ -69,10 +66,8 @@ def revert(
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Undo all that has a cause in a graph, wherever it is in the log: all of it, or none on a conflict.
 
@@ -82,12 +77,13 @@ def revert(
     if all(cause is None for cause in what.values()):
         raise ValidationFailed("revert: say what, with --run, --tool-call, --task or --thread")
     what["since"] = None if since is None else moment_of(since)
-    with opened(storage, vectors := Vectors(chroma, collection, text_field, hook)) as memory:
+    with opened(storage, vectors) as memory:
         preview = memory.would_undo(**what)
         if _agreed(memory, vectors, preview, dry_run, yes, as_json):
             _tell(memory.revert(**what, actor=ACTOR, reason=reason, expected=preview), as_json)
 
 
+@with_vectors
 def rewind(
     storage: StorageArgument,
     thread: Annotated[str, typer.Argument(metavar="THREAD", help="The thread to take back.")],
@@ -95,10 +91,8 @@ def rewind(
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
-    chroma: ChromaOption = None,
-    collection: CollectionOption = None,
-    text_field: TextFieldOption = None,
-    hook: HookOption = None,
+    *,
+    vectors: Vectors,
 ) -> None:
     """Take a conversation back to a checkpoint, together with what it has put into memory since.
 
@@ -106,7 +100,7 @@ def rewind(
     --chroma ..., or --hook.
     """
     config: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": checkpoint}}
-    with opened(storage, vectors := Vectors(chroma, collection, text_field, hook)) as memory:
+    with opened(storage, vectors) as memory:
         saver = MemStateCheckpointer(memory)
         preview = saver.would_rewind(config)
         if not _agreed(memory, vectors, preview, dry_run, yes, as_json, also=f"thread {thread!r} goes back"):
