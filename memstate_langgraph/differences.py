@@ -55,7 +55,12 @@ class Changes:
         return bool(self.changes)
 
     def heading(self) -> str:
+        """The line above the changes."""
         raise NotImplementedError
+
+    @property
+    def _facts(self) -> str:
+        return "1 fact" if len(self.changes) == 1 else f"{len(self.changes)} facts"
 
     def __str__(self) -> str:
         lines = [self.heading()]
@@ -76,7 +81,7 @@ class Diff(Changes):
     end: int
 
     def heading(self) -> str:
-        return f"log {self.start} -> {self.end}: {len(self.changes)} facts changed"
+        return f"log {self.start} -> {self.end}: {self._facts} changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class Preview(Changes):
     """What an undo would change now. Prints well; true if it would change anything."""
 
     def heading(self) -> str:
-        return f"{len(self.changes)} facts would change"
+        return f"{self._facts} would change"
 
     @property
     def token(self) -> str:

@@ -91,6 +91,7 @@ class Fact(BaseModel):
         return last + timedelta(seconds=self.ttl)
 
     def has_expired(self, now: datetime, read: float | None = None) -> bool:
+        """Whether its time to live has passed; `read` is when an item was last read, in seconds since the epoch."""
         end = self.ends(read)
         return end is not None and end <= now
 

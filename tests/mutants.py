@@ -61,7 +61,7 @@ ONCE, LANDING, SAVER, MODEL, DELTA = (
     f"tests/test_{name}.py" for name in ("exactly_once", "landing", "saver", "saver_model", "delta_channels")
 )
 CORE, TRANSACTION, PAST = (f"tests/test_contract.py::Test{area}" for area in ("Core", "Transaction", "Past"))
-REDIS = "tests/redis tests/test_workers.py -k redis"
+REDIS = "tests/redis tests/test_workers.py"
 POSTGRES_FAULTS, POSTGRES_COSTS = (f"tests/postgres/test_{name}.py" for name in ("faults", "costs"))
 
 MUTANTS = [

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import aiosqlite
 
@@ -318,54 +318,8 @@ def statements_of(script: str) -> Iterator[str]:
             statement = ""
 
 
-class SQLiteStorage:
-    """Facts, log, vectors' journal and checkpoints in one SQLite file.
-
-    `synchronous` is SQLite's: FULL loses nothing that was acknowledged even when the machine loses power;
-    NORMAL may then lose the last transactions, never tear one. `busy_timeout` is how many seconds a write
-    waits for other processes before `StorageBusy`.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        synchronous: Synchronous = "FULL",
-        busy_timeout: float = 30.0,
-        driver: SQLiteDriver | None = None,
-    ) -> None:
-        self.engine = SQLiteEngine(path, synchronous, busy_timeout, driver)
-
-    @classmethod
-    def over(cls, engine: SQLiteEngine) -> SQLiteStorage:
-        storage = cls.__new__(cls)
-        storage.engine = engine
-        return storage
-
-    @property
-    def identity(self) -> Hashable:
-        return self.engine.identity
-
-    def run(self, work: Work[R]) -> R:
-        return self.engine.patiently(lambda: self.engine.attempt(work))
-
-    def vacuum(self, progress: Progress | None = None) -> int:
-        """Give unused space back to the file system, in short steps; how many bytes."""
-        return self.engine.vacuum(progress)
-
-    def close(self) -> None:
-        self.engine.close()
-
-    def aio(self) -> AsyncSQLiteStorage:
-        return AsyncSQLiteStorage.over(self.engine)
-
-
-class AsyncSQLiteStorage:
-    """The async door of `SQLiteStorage`; opened at its first use.
-
-    A plan runs as a whole in aiosqlite's thread, one hop per transaction. So a cancelled call leaves no
-    transaction open: its plan never began, or ran to its end before the call returned.
-    """
+class _Door:
+    engine: SQLiteEngine
 
     def __init__(
         self,
@@ -378,19 +332,56 @@ class AsyncSQLiteStorage:
         self._face(SQLiteEngine(path, synchronous, busy_timeout, driver))
 
     @classmethod
-    def over(cls, engine: SQLiteEngine) -> AsyncSQLiteStorage:
+    def over(cls, engine: SQLiteEngine) -> Self:
+        """A door to a file that is open already."""
         storage = cls.__new__(cls)
         storage._face(engine)
         return storage
 
     def _face(self, engine: SQLiteEngine) -> None:
         self.engine = engine
-        self._workers: dict[bool, _Worker] = {}
-        self._opening = threading.Lock()
 
     @property
     def identity(self) -> Hashable:
+        """The file: stores over the same one hold the same data."""
         return self.engine.identity
+
+
+class SQLiteStorage(_Door):
+    """Facts, log, vectors' journal and checkpoints in one SQLite file.
+
+    `synchronous` is SQLite's: FULL loses nothing that was acknowledged even when the machine loses power;
+    NORMAL may then lose the last transactions, never tear one. `busy_timeout` is how many seconds a write
+    waits for other processes before `StorageBusy`.
+    """
+
+    def run(self, work: Work[R]) -> R:
+        """Run a plan in one transaction, and again from the top if another process was in its way."""
+        return self.engine.patiently(lambda: self.engine.attempt(work))
+
+    def vacuum(self, progress: Progress | None = None) -> int:
+        """Give unused space back to the file system, in short steps; how many bytes."""
+        return self.engine.vacuum(progress)
+
+    def close(self) -> None:
+        """Close the file; transactions under way end first."""
+        self.engine.close()
+
+    def aio(self) -> AsyncSQLiteStorage:
+        return AsyncSQLiteStorage.over(self.engine)
+
+
+class AsyncSQLiteStorage(_Door):
+    """The async door of `SQLiteStorage`; opened at its first use.
+
+    A plan runs as a whole in aiosqlite's thread, one hop per transaction. So a cancelled call leaves no
+    transaction open: its plan never began, or ran to its end before the call returned.
+    """
+
+    def _face(self, engine: SQLiteEngine) -> None:
+        super()._face(engine)
+        self._workers: dict[bool, _Worker] = {}
+        self._opening = threading.Lock()
 
     async def run(self, work: Work[R]) -> R:
         if self.engine.in_memory:
