@@ -58,6 +58,18 @@ def test_what_is_read_inside_is_a_copy(memory: MemoryStore) -> None:
     assert live(memory)[other].payload["content"] == ["y"]
 
 
+def test_what_was_asked_for_is_what_is_decided_again(reopen: Opener) -> None:
+    memory, other = reopen(), reopen()
+    memory.commit(Fact(type="free", payload={}, id="a"))
+    patch = {"content": ["y"]}
+    with memory.transaction() as tx:
+        tx.update("a", patch)
+        patch["content"].append("z")
+        other.commit(note("meanwhile", "b"))
+    assert live(memory)["a"].payload == {"content": ["y"]}
+    assert [entry.fact_id for entry in memory.log(limit=2)] == ["a", "b"]
+
+
 def test_an_error_in_the_block_leaves_nothing(memory: MemoryStore) -> None:
 
     def change() -> None:
