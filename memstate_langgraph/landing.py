@@ -49,7 +49,7 @@ class Result:
         # under `exit`, the checkpoints inside a subgraph are never stored
         if (yield from _stored(stage.places()[: 1 if stage.task.exits else at + 1])):
             return True
-        stage.proof = at, Proof(self.place, self.task_id)
+        stage.prove(at, Proof(self.place, self.task_id))
         return False
 
 
@@ -63,7 +63,7 @@ class Saved:
     exits: bool
 
     def concerns(self, stage: Stage) -> bool:
-        return (stage.proof is not None and self.place in stage.places()) or self._level(stage) is not None
+        return (bool(stage.proofs) and self.place in stage.places()) or self._level(stage) is not None
 
     def contains(self, stage: Stage) -> bool:
         return self._level(stage) is not None and self.place not in stage.places()
@@ -78,7 +78,7 @@ class Saved:
         return None
 
     def lands(self, stage: Stage) -> Plan[bool]:
-        if stage.proof is not None and (yield from self._waited(stage)):
+        if (yield from self._waited(stage)):
             return True
         at = self._level(stage)
         if at is None:
@@ -87,23 +87,24 @@ class Saved:
             return self._ends(stage, at)
         if (yield from _stored(stage.places()[: at + 1])):
             return True
-        stage.proof = at, Proof(self.place, None)
+        stage.prove(at, Proof(self.place, None))
         return False
 
     def _waited(self, stage: Stage) -> Plan[bool]:
-        assert stage.proof is not None
-        at, proof = stage.proof
-        places = stage.places()[: 1 if stage.task.exits else at + 1]
-        return self.place in places and (yield from _stored(places)) and (yield from _holds(proof))
+        for at, proof in stage.proofs:
+            places = stage.places()[: 1 if stage.task.exits else at + 1]
+            if self.place in places and (yield from _stored(places)) and (yield from _holds(proof)):
+                return True
+        return False
 
     def _ends(self, stage: Stage, at: int) -> bool:
         """The last checkpoint of a run: of an inner graph that failed, or of the outermost."""
         rests_on = stage.task.levels[at].checkpoint_id
-        if stage.closed or (rests_on == self.place.checkpoint_id and stage.proof is None):
+        if stage.closed or (rests_on == self.place.checkpoint_id and not stage.proofs):
             stage.closed = True  # its step was not completed: its own result may follow
             return False
         if at > 0:
-            stage.proof = at, Proof(self.place, None)
+            stage.prove(at, Proof(self.place, None))
             return False
         return True
 
@@ -209,5 +210,5 @@ def drop(identity: Hashable, thread_id: str, task_id: str, configurable: Mapping
         own = stage.task.levels[-1]
         for level in stage.task.levels:
             called = level is not own and level.checkpoint_id == own.checkpoint_id
-            if of_run(stage, run) and level.task_id == task_id and stage.proof is None and not called:
+            if of_run(stage, run) and level.task_id == task_id and not stage.proofs and not called:
                 yield from stage.owner.give_up(stage)

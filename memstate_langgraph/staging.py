@@ -56,8 +56,11 @@ class Stage:
     """The core of the store, which knows how to commit it."""
     units: list[Unit] = field(default_factory=list)
     prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict)
-    proof: tuple[int, Proof] | None = None
-    """The level at which the task's result is stored, though what it rests on is not yet, and how to see it."""
+    proofs: list[tuple[int, Proof]] = field(default_factory=list)
+    """The levels at which the task's result is stored, though what it rests on is not yet, and how to see it.
+
+    Each is noted while it is being stored, so it may never be; one that is suffices.
+    """
     closed: bool = False
     """The run ended at the checkpoint that the task ran on: only its own result can land it now."""
     tried: bool = False
@@ -73,6 +76,10 @@ class Stage:
             self.units.append(unit)
             self.touched_at = time.monotonic()
             return True
+
+    def prove(self, level: int, proof: Proof) -> None:
+        if (level, proof) not in self.proofs:  # told again when its transaction begins again
+            self.proofs.append((level, proof))
 
     def precedes(self, task: Task) -> bool:
         """Whether a task may see this: it is its own, or of an earlier step of its run."""

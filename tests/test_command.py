@@ -536,9 +536,9 @@ def test_a_broken_pipe_is_no_error_wherever_it_shows(folder: Path) -> None:
 
 def test_an_interrupt_ends_with_130(folder: Path) -> None:
     Path("slow.py").write_text(
-        "import signal, os\nfrom tests.test_command import hook as make\n\n"
-        "def hook():\n    made = make()\n    made.search = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return made\n",
+        "import signal, os, time\nfrom tests.test_command import hook as make\n\n"
+        "def search(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n\n"
+        "def hook():\n    made = make()\n    made.search = search\n    return made\n",
         encoding="utf-8",
     )
     done = shell("search", "state.db", "dinner", "--hook", "slow:hook", cwd=folder)

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from memstate_langgraph.landing import Event, Result, concerned
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow, perform
 from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, outside, say
-from tests.models import note
-from tests.stores import Unreliable, assert_in_step
+from tests.models import note, register
+from tests.stores import REDIS, Unreliable, assert_in_step
 
 PATIENCE = 10
 
@@ -93,6 +94,35 @@ def test_a_result_waits_for_the_checkpoint_that_it_rests_on(memory: MemoryStore)
     ran_on = list(app.get_state_history(CONFIG))[1]
     assert contents(memory, as_of=ran_on.config) == [], "what a step did follows what it ran on"
     assert_in_step(memory)
+
+
+def test_a_result_that_is_being_stored_does_not_hide_one_that_is(tmp_path: Path) -> None:
+    """Where writers hold no locks: the next checkpoint inside has noted that it has the result, and stands still."""
+    memory = REDIS.open(tmp_path)
+    register(memory)
+    saver, done, seen = Ordered(memory), signals("inner 3", "outer 2"), {}
+
+    def at_the_end(name: str) -> None:
+        if name == "inner 3" and not done[name].is_set():
+            done[name].set()
+            happened(done, "outer 2")
+
+    def after(name: str) -> None:
+        if name == "outer 2":
+            seen["outside"] = outside(lambda: contents(memory))
+            done[name].set()
+
+    saver.before = lambda name: happened(done, "inner 3") if name == "outer 2" else None
+    saver.at_the_end, saver.after = at_the_end, after
+    inner = line(memory, lambda state: {"said": [say(memory, "inner")]}, saver=None)
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.builder.compile())
+    graph.add_edge(START, "sub")
+    said = graph.compile(checkpointer=saver).invoke({}, CONFIG, durability="async")["said"]
+    assert seen["outside"] == said, "else it would be lost if the process died now"
+    assert contents(memory) == said
+    assert_in_step(memory)
+    memory.close()
 
 
 def test_a_result_waits_for_the_checkpoints_of_the_graphs_around_it(memory: MemoryStore) -> None:
