@@ -36,7 +36,12 @@ def executed(path: Path) -> Any:
         environment["MEMSTATE_POSTGRES_URL"] = postgres_url()
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
-            notebook, timeout=120, resources={"metadata": {"path": folder}}, record_timing=False, kernel_name="python3"
+            notebook,
+            timeout=120,
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            kernel_name="python3",
+            coalesce_streams=True,  # a slow cell speaks in several messages
         )
         client.execute(env=environment)
     notebook.metadata["language_info"] = {"name": "python"}  # not which Python it happened to be
