@@ -310,6 +310,7 @@ class AsyncMemoryStore(Calls):
         return await self.storage.vacuum(progress)
 
     async def close(self) -> None:
+        """Close the storage, also one that was passed in; vector stores stay open."""
         await self.storage.close()
 
     async def __aenter__(self) -> Self:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from memstate_langgraph.changes import By, Rewrite
 from memstate_langgraph.errors import LeaseLost, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Health, Query, Vector
-from memstate_langgraph.flows import Core, ask, intend
+from memstate_langgraph.flows import Core, ask
 from memstate_langgraph.ops import (
     Activate,
     Expunge,
@@ -27,6 +27,7 @@ from memstate_langgraph.ops import (
     reads,
     writes,
 )
+from memstate_langgraph.protocol import intend
 from memstate_langgraph.reading import find
 from memstate_langgraph.rules import Rules, check_flag
 from memstate_langgraph.run import Flow, Progress, check_progress, tell

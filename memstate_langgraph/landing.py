@@ -17,9 +17,10 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
 
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
 from memstate_langgraph.errors import MemoryStoreError
-from memstate_langgraph.flows import ATTEMPTS, Unprepared, contended
+from memstate_langgraph.flows import Unprepared
 from memstate_langgraph.graph import exits, run_of
 from memstate_langgraph.ops import Plan, Work
+from memstate_langgraph.protocol import ATTEMPTS, contended
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import STAGES, Proof, Stage
 

@@ -375,6 +375,7 @@ class MemoryStore(Calls):
         return self.storage.vacuum(progress)
 
     def close(self) -> None:
+        """Close the storage, also one that was passed in; vector stores stay open."""
         self.storage.close()
 
     def __enter__(self) -> Self:

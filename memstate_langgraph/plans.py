@@ -145,10 +145,11 @@ class Draft:
             and change.fact.id not in self._standing
         )
 
-    def assume(self, fact_id: str) -> None:
-        # stays among them after an error: to ask for one too many does no harm
-        self.assumed.append(fact_id)
-        self._know(self._standing, fact_id, NOWHERE)
+    def assume(self, change: Change) -> None:
+        if isinstance(change, Put) and self.assumes(change):
+            # stays among them after an error: to ask for one too many does no harm
+            self.assumed.append(change.fact.id)
+            self._know(self._standing, change.fact.id, NOWHERE)
 
     def holds(self) -> Plan[bool]:
         """Whether the decisions are those that would be made now."""
@@ -160,7 +161,7 @@ class Draft:
 
     # --- reading through what is decided already
 
-    def _ask(self, ids: Iterable[str], keys: Iterable[Single] = ()) -> Plan[None]:
+    def _stand(self, ids: Iterable[str], keys: Iterable[Single] = ()) -> Plan[None]:
         """Learn in one go what is not known yet: how ids stand, who holds keys, the position of the log."""
         load = Load(tuple(dict.fromkeys(i for i in ids if i not in self._standing)))
         holders = Holders(tuple(dict.fromkeys(k for k in keys if k not in self._holders)))
@@ -179,9 +180,6 @@ class Draft:
         for fact_id in sorted(gone):
             yield from self._expire(fact_id)
 
-    def _stand(self, ids: Iterable[str]) -> Plan[None]:
-        yield from self._ask(ids)
-
     def _expire(self, fact_id: str) -> Plan[None]:
         """Whoever comes upon a fact whose time has passed deletes it first, so nobody decides on it."""
         fact = self.fact(fact_id)
@@ -189,7 +187,7 @@ class Draft:
 
     def _hold(self, keys: Iterable[Single]) -> Plan[None]:
         keys = list(keys)
-        yield from self._ask((), keys)
+        yield from self._stand((), keys)
         yield from self._stand(holder for key in keys if (holder := self._holders[key]) is not None)  # may be expired
 
     def prefetch(self, changes: Sequence[Change]) -> Plan[None]:
@@ -199,7 +197,7 @@ class Draft:
         ids = [fact.id for fact in puts]
         ids += [singleton_id(key) for key in keys]
         ids += [change.fact_id for change in changes if isinstance(change, Patch | Drop)]
-        yield from self._ask(ids, keys)
+        yield from self._stand(ids, keys)
         yield from self._hold(keys)
 
     # --- deciding
@@ -275,9 +273,7 @@ class Draft:
             op = Operation.UPDATE
         else:
             op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
-        after = fact
-        if (fact.id, fact.session_id, fact.ephemeral) != (fact_id, session_id, ephemeral):
-            after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
+        after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
         yield from self._record(op, fact_id, after, change.by, session_id, change.idempotency_key)
         return [fact_id]
 

@@ -15,10 +15,11 @@ from memstate_langgraph.changes import By, Expire, Purge
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, ListThreads, ThreadRow
 from memstate_langgraph.errors import HookError, ValidationFailed
 from memstate_langgraph.facts import Entry, Fact, Namespace, Operation, Query
-from memstate_langgraph.flows import ATTEMPTS, Core, contended
+from memstate_langgraph.flows import Core
 from memstate_langgraph.item_ops import WasRead
 from memstate_langgraph.ops import Plan, ReadLog, notes, reads, writes
 from memstate_langgraph.overview import time_of
+from memstate_langgraph.protocol import ATTEMPTS, contended
 from memstate_langgraph.reading import find, log_position, read_log
 from memstate_langgraph.rules import ITEM_TYPE, MAX_COUNT, check_count, check_namespace, check_text
 from memstate_langgraph.run import Flow, Progress, check_progress, tell

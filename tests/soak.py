@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from langchain_chroma import Chroma
 
@@ -95,11 +95,9 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4) -> 
         where = f"seed {seed}, after kill {round_}"
         try:
             with pipe:
-                report = json.loads(pipe.readline())
-                look(report, acknowledged, where)
+                look(heard(pipe, pid, where), acknowledged, where)
                 if round_ == kills:
-                    end = json.loads(pipe.readline())
-                    assert "error" not in end, f"{where}\n{end['error']}"
+                    end = heard(pipe, pid, where)
                     assert end["repaired"], where
                     assert end["held"] == end["live"], where
                 else:
@@ -112,8 +110,17 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4) -> 
     return len(acknowledged)
 
 
-def look(report: Report, acknowledged: list[Any], where: str) -> None:
+def heard(pipe: IO[bytes], pid: int, where: str) -> Report:
+    line = pipe.readline()
+    if not line:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        raise AssertionError(f"{where}: said nothing, and ended with status or signal {ended and ended.si_status}")
+    report: Report = json.loads(line)
     assert "error" not in report, f"{where}\n{report['error']}"
+    return report
+
+
+def look(report: Report, acknowledged: list[Any], where: str) -> None:
     assert report["replay"], f"{where}: drift: the log tells other facts"
     assert report["search"], f"{where}: drift: search shows other facts"
     assert report["findings"] == [], f"{where}: drift: {report['findings']}"

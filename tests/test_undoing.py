@@ -27,7 +27,7 @@ from memstate_langgraph import (
     create_memory_tools,
 )
 from memstate_langgraph.changes import By, Rollback
-from memstate_langgraph.flows import Rehearsed, rehearse
+from memstate_langgraph.protocol import Rehearsed, rehearse
 from tests.models import note, register
 from tests.stores import PLACES, Unreliable, assert_in_step, hook_over, live, texts
 

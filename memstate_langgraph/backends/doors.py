@@ -65,6 +65,7 @@ class _Door:
 
     @classmethod
     def over(cls, server: Any) -> Self:
+        """A door to a server that is known already, over the same connections."""
         storage = cls.__new__(cls)
         storage._face(server)
         return storage

@@ -368,6 +368,7 @@ class SQLiteStorage(_Door):
         self.engine.close()
 
     def aio(self) -> AsyncSQLiteStorage:
+        """The async door to the same open file; closing either closes both."""
         return AsyncSQLiteStorage.over(self.engine)
 
 
@@ -384,6 +385,7 @@ class AsyncSQLiteStorage(_Door):
         self._opening = threading.Lock()
 
     async def run(self, work: Work[R]) -> R:
+        """Run a plan in one transaction, in a thread; when it is cancelled it has not begun, or has ended."""
         if self.engine.in_memory:
             return SQLiteStorage.over(self.engine).run(work)  # nothing in it waits for a disk
         with self._opening:
@@ -403,6 +405,7 @@ class AsyncSQLiteStorage(_Door):
         return await asyncio.to_thread(self.engine.vacuum, progress)
 
     async def close(self) -> None:
+        """Close the file and end the threads; transactions under way end first."""
         self.engine.close()
         with self._opening:
             workers, self._workers = list(self._workers.values()), {}
@@ -410,6 +413,7 @@ class AsyncSQLiteStorage(_Door):
             await worker.stop()
 
     def sync(self) -> SQLiteStorage:
+        """The sync door to the same open file; closing either closes both."""
         return SQLiteStorage.over(self.engine)
 
 
