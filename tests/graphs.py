@@ -37,6 +37,14 @@ def line(memory: MemoryStore, *nodes: Any, saver: MemStateCheckpointer | None = 
     return graph.compile(checkpointer=saver or MemStateCheckpointer(memory))
 
 
+def nested(inner: StateGraph[State], saver: MemStateCheckpointer) -> Any:
+    """A graph whose only node is another one."""
+    graph = StateGraph(State)
+    graph.add_node("sub", inner.compile())
+    graph.add_edge(START, "sub")
+    return graph.compile(checkpointer=saver)
+
+
 def say(memory: MemoryStore, name: str) -> str:
     """Remember something that was never said before."""
     content = f"{name} {uuid.uuid4().hex}"

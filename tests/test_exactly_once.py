@@ -26,7 +26,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from memstate_langgraph.staging import STAGES
-from tests.graphs import AGAIN, CONFIG, DURABILITIES, Durability, State, contents, line, outside, say, views
+from tests.graphs import AGAIN, CONFIG, DURABILITIES, Durability, State, contents, line, nested, outside, say, views
 from tests.models import note
 from tests.stores import SQLITE, Place, Unreliable, assert_in_step, hook_over
 
@@ -268,10 +268,7 @@ def test_a_subgraph_that_fails_keeps_the_steps_that_it_finished(memory: MemorySt
     inner.add_node("two", two)
     inner.add_edge(START, "one")
     inner.add_edge("one", "two")
-    graph = StateGraph(State)
-    graph.add_node("sub", inner.compile())
-    graph.add_edge(START, "sub")
-    app = graph.compile(checkpointer=MemStateCheckpointer(memory))
+    app = nested(inner, MemStateCheckpointer(memory))
     with pytest.raises(RuntimeError):
         app.invoke({}, CONFIG, durability=durability)
     assert [content.split()[0] for content in contents(memory)] == ["one"]

@@ -18,7 +18,7 @@ from memstate_langgraph.checkpoint_ops import Pool
 from memstate_langgraph.landing import Event, Result, concerned
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow, perform
-from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, outside, say
+from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, nested, outside, say
 from tests.models import note, register
 from tests.stores import REDIS, Unreliable, assert_in_step
 
@@ -114,11 +114,8 @@ def test_a_result_that_is_being_stored_does_not_hide_one_that_is(tmp_path: Path)
 
     saver.before = lambda name: happened(done, "inner 3") if name == "outer 2" else None
     saver.at_the_end, saver.after = at_the_end, after
-    inner = line(memory, lambda state: {"said": [say(memory, "inner")]}, saver=None)
-    graph = StateGraph(State)
-    graph.add_node("sub", inner.builder.compile())
-    graph.add_edge(START, "sub")
-    said = graph.compile(checkpointer=saver).invoke({}, CONFIG, durability="async")["said"]
+    inner = line(memory, lambda state: {"said": [say(memory, "inner")]})
+    said = nested(inner.builder, saver).invoke({}, CONFIG, durability="async")["said"]
     assert seen["outside"] == said, "else it would be lost if the process died now"
     assert contents(memory) == said
     assert_in_step(memory)
@@ -141,11 +138,8 @@ def test_a_result_waits_for_the_checkpoints_of_the_graphs_around_it(memory: Memo
             seen["outside"] = outside(lambda: contents(memory))
 
     saver.before, saver.after = before, after
-    inner = line(memory, lambda state: {"said": [say(memory, "inner")]}, saver=None)
-    graph = StateGraph(State)
-    graph.add_node("sub", inner.builder.compile())
-    graph.add_edge(START, "sub")
-    said = graph.compile(checkpointer=saver).invoke({}, CONFIG, durability="async")["said"]
+    inner = line(memory, lambda state: {"said": [say(memory, "inner")]})
+    said = nested(inner.builder, saver).invoke({}, CONFIG, durability="async")["said"]
     assert seen == {"inside": [], "outside": said}
     assert contents(memory) == said
 
@@ -316,10 +310,7 @@ def test_a_failing_neighbour_in_a_subgraph_takes_nothing(memory: MemoryStore, du
     for node in (good, bad):
         inner.add_node(node.__name__, node)
         inner.add_edge(START, node.__name__)
-    graph = StateGraph(State)
-    graph.add_node("sub", inner.compile())
-    graph.add_edge(START, "sub")
-    app = graph.compile(checkpointer=MemStateCheckpointer(memory))
+    app = nested(inner, MemStateCheckpointer(memory))
     with pytest.raises(RuntimeError):
         app.invoke({}, CONFIG, durability=durability)
     assert [content.split()[0] for content in contents(memory)] in ([], ["good"])
