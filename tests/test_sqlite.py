@@ -178,30 +178,6 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-FORGOTTEN = """
-import asyncio, sys
-from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, Fact, MemoryStore, SQLiteStorage
-
-async def main():
-    store = AsyncMemoryStore(AsyncSQLiteStorage(sys.argv[1]))
-    await store.commit(Fact(type="x", payload={}))
-
-asyncio.run(main())
-MemoryStore(SQLiteStorage(sys.argv[1])).commit(Fact(type="x", payload={}))
-"""
-
-
-def test_a_forgotten_close_neither_hangs_nor_shouts(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN, str(tmp_path / "s.db")],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_write_plan_holds_the_file_from_its_first_question(tmp_path: Path) -> None:
     """What it reads is what it changes, so nobody may write in between."""
     path = tmp_path / "state.db"

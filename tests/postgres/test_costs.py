@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,27 +169,3 @@ def test_bookkeeping_does_not_wait_for_the_disk(url: str, tmp_path: Path, monkey
         memory.commit(note("x"))
         assert settings["vectors"] == {"off"}
         assert settings["log"] == {"on"}
-
-
-FORGOTTEN = """
-import asyncio, sys
-from memstate_langgraph import AsyncMemoryStore, AsyncPostgresStorage, Fact, MemoryStore, PostgresStorage
-
-async def main():
-    store = AsyncMemoryStore(AsyncPostgresStorage(sys.argv[1], schema=sys.argv[2]))
-    await store.commit(Fact(type="x", payload={}))
-
-asyncio.run(main())
-MemoryStore(PostgresStorage(sys.argv[1], schema=sys.argv[2])).commit(Fact(type="x", payload={}))
-"""
-
-
-def test_a_forgotten_close_neither_hangs_nor_shouts(url: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN, url, schema_of(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")

@@ -32,47 +32,11 @@ from memstate_langgraph.checkpoint_ops import (
     ValueKey,
 )
 from memstate_langgraph.ops import Op, Plan, Work
-from tests.models import note, preference
+from tests.models import note
 from tests.postgres.helpers import commits, open_store, with_options
 from tests.servers import schema_of
-from tests.stores import assert_in_step
 from tests.wire import spy
 from tests.workers import Writers, ask, wait_until
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_connection_terminated_at_every_moment(
-    memory: MemoryStore, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    memory.commit(preference("food", "fish"), idempotency_key="first")
-    exchanges = hurt_at = 0
-
-    def around(storage: Any, step: Exchange, go: Any) -> Any:
-        nonlocal exchanges
-        exchanges += 1
-        if exchanges != hurt_at:
-            return go()
-        pid = step.wire.info.backend_pid
-        if moment == "after":
-            go()  # done, but we shall not hear of it
-        admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-        return step.wire.execute("SELECT 1") if moment == "after" else go()
-
-    spy(memory, monkeypatch, around)
-    expected = 1
-    for hurt_at in range(1, 30):
-        exchanges = 0
-        memory.commit(preference("food", f"on {hurt_at}"), session_id="s")
-        expected += 1
-        if exchanges < hurt_at:
-            break
-        (fact,) = memory.query()
-        assert fact.version == expected, f"hurt {moment} exchange {hurt_at}: neither lost nor repeated"
-        exchanges = 100
-    assert exchanges == hurt_at - 1 == 2, "one question, then the commit: each was hurt, and there are no others"
-    exchanges = 100
-    assert len(memory.log()) == expected
-    assert_in_step(memory)
 
 
 def test_a_connection_terminated_inside_a_statement(

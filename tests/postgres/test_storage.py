@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import time
 from pathlib import Path
@@ -11,13 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import ConnectionPool
 
 from memstate_langgraph import (
-    AsyncMemoryStore,
-    AsyncPostgresStorage,
-    ConflictError,
-    Constraint,
     MemoryStore,
     MemStateCheckpointer,
     PostgresStorage,
@@ -27,7 +22,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from memstate_langgraph.backends.urls import storage_from
-from tests.models import Preference, note, preference
+from tests.models import note, preference
 from tests.postgres.helpers import open_store
 from tests.servers import behind_its_back, schema_of
 from tests.stores import Unreliable, assert_in_step, hook_over
@@ -142,29 +137,6 @@ def test_a_pool_is_used_as_it_is_and_left_as_it_was(url: str, tmp_path: Path) ->
             assert wire.autocommit is False
             assert wire.execute("SHOW enable_seqscan").fetchone() == {"enable_seqscan": "on"}
             assert wire.execute("SELECT 1 AS one").fetchone() == {"one": 1}
-
-
-async def test_an_async_pool_is_used_in_its_loop(url: str, tmp_path: Path) -> None:
-    async with AsyncConnectionPool(url, min_size=1, max_size=2, open=False) as pool:
-        storage = AsyncPostgresStorage(pool, schema=schema_of(tmp_path))
-        memory = AsyncMemoryStore(storage)
-        memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
-        await asyncio.gather(*(memory.commit(preference("food", f"by {i}")) for i in range(20)))
-        (fact,) = await memory.query()
-        assert fact.version == 20
-        assert storage._server._pool is None, "no other connections were opened"
-        with pytest.raises(ConflictError):
-            await memory.update(fact.id, {"content": "x"}, expected_version=1)
-        call = asyncio.ensure_future(memory.commit(preference("food", "cancelled")))
-        await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert (await memory.get(fact.id)).version in (20, 21)  # type: ignore[union-attr]
-        assert (await memory.verify()).ok
-        await memory.close()
-        async with pool.connection() as wire:
-            assert wire.autocommit is False
 
 
 def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path: Path) -> None:

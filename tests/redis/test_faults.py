@@ -27,43 +27,6 @@ from tests.wire import spy
 from tests.workers import Writers, ask, wait_until
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_connection_killed_at_every_moment(
-    memory: MemoryStore, admin: Any, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    memory.commit(preference("food", "fish"), idempotency_key="first")
-    exchanges = hurt_at = 0
-
-    def around(storage: Any, step: Exchange, go: Any) -> Any:
-        nonlocal exchanges
-        exchanges += 1
-        if exchanges != hurt_at:
-            return go()
-        (number,) = storage._exchange(step.wire, [("CLIENT", "ID")])
-        if moment == "after":
-            go()  # done, but we shall not hear of it
-        admin.execute_command("CLIENT", "KILL", "ID", number)
-        if moment == "after":
-            raise redis.ConnectionError("killed")
-        return go()
-
-    spy(memory, monkeypatch, around)
-    expected = 1
-    for hurt_at in range(1, 30):
-        exchanges = 0
-        memory.commit(preference("food", f"on {hurt_at}"), session_id="s")
-        expected += 1
-        if exchanges < hurt_at:
-            break
-        exchanges = 100
-        (fact,) = memory.query()
-        assert fact.version == expected, f"hurt {moment} exchange {hurt_at}: neither lost nor repeated"
-    assert hurt_at > 3
-    exchanges = 100
-    assert len(memory.log()) == expected
-    assert_in_step(memory)
-
-
 def test_a_commit_that_arrives_late_changes_nothing(
     memory: MemoryStore, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from redis import asyncio as aredis
 
 from memstate_langgraph import (
-    AsyncMemoryStore,
-    AsyncRedisStorage,
-    ConflictError,
-    Constraint,
     MemoryStore,
     MemStateCheckpointer,
     RedisStorage,
@@ -26,7 +18,7 @@ from memstate_langgraph import (
     ValidationFailed,
 )
 from memstate_langgraph.backends.urls import storage_from
-from tests.models import Preference, note, preference
+from tests.models import note, preference
 from tests.redis.helpers import open_store
 from tests.servers import RedisServer, schema_of
 from tests.stores import Unreliable, assert_in_step, hook_over
@@ -109,31 +101,6 @@ def test_a_client_is_used_as_it_is_and_left_as_it_was(url: str, tmp_path: Path, 
         assert client.ping()
 
 
-async def test_an_async_client_is_used_in_its_loop(url: str, tmp_path: Path) -> None:
-    async with aredis.Redis.from_url(url, decode_responses=True) as client:
-        storage = AsyncRedisStorage(client, prefix=schema_of(tmp_path))
-        memory = AsyncMemoryStore(storage)
-        memory.register_schema("preference", Preference, Constraint(singleton_key="topic"))
-        await asyncio.gather(*(memory.commit(preference("food", f"by {i}")) for i in range(20)))
-        (fact,) = await memory.query()
-        assert fact.version == 20
-        with pytest.raises(ConflictError):
-            await memory.update(fact.id, {"content": "x"}, expected_version=1)
-        call = asyncio.ensure_future(memory.commit(preference("food", "cancelled")))
-        await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert (await memory.get(fact.id)).version in (20, 21)  # type: ignore[union-attr]
-        assert (await memory.verify()).ok
-        assert storage._server._pool is None, "no other connections were opened"
-        assert (await asyncio.to_thread(MemoryStore(storage.sync()).query))[0].id == fact.id
-        await memory.close()
-        assert await client.ping()
-        with pytest.raises(ValidationFailed, match="AsyncRedisStorage"):
-            RedisStorage(client)
-
-
 def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path: Path) -> None:
     with open_store(url, tmp_path, pool_size=1, busy_timeout=0.3) as memory:
         pool = memory.storage._server.pool()  # type: ignore[attr-defined]
@@ -143,27 +110,3 @@ def test_an_exhausted_pool_is_reported_and_usable_afterwards(url: str, tmp_path:
         pool.release(wire)
         memory.commit(note("x"))
         assert len(memory.log()) == 1
-
-
-FORGOTTEN = """
-import asyncio, sys
-from memstate_langgraph import AsyncMemoryStore, AsyncRedisStorage, Fact, MemoryStore, RedisStorage
-
-async def main():
-    store = AsyncMemoryStore(AsyncRedisStorage(sys.argv[1], prefix=sys.argv[2]))
-    await store.commit(Fact(type="x", payload={}))
-
-asyncio.run(main())
-MemoryStore(RedisStorage(sys.argv[1], prefix=sys.argv[2])).commit(Fact(type="x", payload={}))
-"""
-
-
-def test_a_forgotten_close_neither_hangs_nor_shouts(url: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN, url, schema_of(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
