@@ -57,9 +57,10 @@ VECTORS, SEARCH, ADAPTERS, REBUILD, INPUT, COSTS, CRASH, CONCURRENCY, SQLITE = (
     f"tests/test_{name}.py"
     for name in ("vectors", "search", "adapters", "rebuild", "bad_input", "costs", "crash", "concurrency", "sqlite")
 )
-ONCE, LANDING, SAVER, MODEL, DELTA = (
-    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "saver", "saver_model", "delta_channels")
+ONCE, LANDING, MODEL, DELTA = (
+    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "saver_model", "delta_channels")
 )
+CALLS, GRAPHS, STORED = (f"tests/saver/test_{name}.py" for name in ("calls", "graphs", "storage"))
 CORE, TRANSACTION, PAST = (f"tests/test_contract.py::Test{area}" for area in ("Core", "Transaction", "Past"))
 REDIS = "tests/redis tests/test_workers.py"
 POSTGRES_FAULTS, POSTGRES_COSTS = (f"tests/postgres/test_{name}.py" for name in ("faults", "costs"))
@@ -200,29 +201,29 @@ MUTANTS = [
     Mutant("a rewind undoes what came before its checkpoint", "backends/sql.py", "        conditions.append((\"l.checkpoint_id >= ?\", op.ran_on))\n", "        pass\n", PAST),
     Mutant("a rewind is two transactions", "flows.py", "        draft, _ = yield from self.write([rollback], besides)\n", "        draft, _ = yield from self.write([rollback])\n        yield writes(besides)()\n", PAST),
     # checkpoints
-    Mutant("chunks are not verified", "chunks.py", "            if row.cipher is None and hashlib", "            if False and hashlib", SAVER),
-    Mutant("a missing chunk is taken for nothing", "chunks.py", "            raise Damaged(f\"chunk {piece.chunk.hex()} is missing\")", "            continue", SAVER),
-    Mutant("the end of a piece is taken from its start", "chunks.py", "piece._replace(start=piece.start + piece.size - tail, size=tail)", "piece._replace(size=tail)", f"{SAVER} {MODEL}"),
-    Mutant("small pieces pile up", "chunks.py", "    if len(spans) < RUN:", "    if True:", f"{SAVER} {MODEL}"),
-    Mutant("encrypted chunks are named by content", "chunks.py", "        if self._cipher is not None:\n            return lambda _", "        if False:\n            return lambda _", SAVER),
-    Mutant("a reader trusts its memory of a channel", "checkpoints.py", "known is not None and known.version == row.key.version and known.value.packed == row.pieces", "known is not None", f"{SAVER} {MODEL}"),
-    Mutant("a writer trusts its memory of a channel", "checkpoints.py", "        if found.spot in held and held[found.spot].pieces == found.value.packed\n", "", f"{SAVER} {MODEL}"),
-    Mutant("a deleted thread takes the chunks of its copy", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from DropChunks(pool, tuple((yield from PoolChunks(pool))))", SAVER),
-    Mutant("a deleted thread leaves its chunks", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)", f"{SAVER} {MODEL}"),
-    Mutant("collection takes the chunks of pending writes", "backends/sql_checkpoints.py", "    for table in (\"channel_values\", \"writes\"):\n        rows", "    for table in (\"channel_values\",):\n        rows", f"{SAVER} {MODEL}"),
-    Mutant("a copy has a pool of its own", "checkpoints.py", "    yield from JoinPool(target, pool)", "    yield from JoinPool(target, new_pool())", SAVER),
-    Mutant("a copy lacks the pending writes", "backends/sql_checkpoints.py", "((\"checkpoints\", _CHECKPOINT), (\"writes\", _WRITE), (", "((\"checkpoints\", _CHECKPOINT), (", f"{SAVER} {MODEL}"),
-    Mutant("a put stores channels that are not new", "saver.py", "        for channel, version in new_versions.items():", "        for channel, version in {**body[\"channel_versions\"], **new_versions}.items():", f"{SAVER} {MODEL}"),
-    Mutant("pending writes come as they arrived", "checkpoints.py", "    return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))", "    return list(found)", SAVER),
-    Mutant("ordinary writes keep the last", "backends/sql_checkpoints.py", "_SAVE_FIRST_WRITE = _insert_new(\"writes\", _WRITE)", "_SAVE_FIRST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", SAVER),
-    Mutant("special writes keep the first", "backends/sql_checkpoints.py", "_SAVE_LAST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", "_SAVE_LAST_WRITE = _insert_new(\"writes\", _WRITE)", SAVER),
-    Mutant("the latest is the one that came last", "backends/sql_checkpoints.py", "    order = [\"checkpoint_id DESC\"]", "    order = [\"rowid DESC\"]", SAVER),
-    Mutant("before is ignored", "backends/sql_checkpoints.py", "            \"checkpoint_id < ?\": op.before,\n", "", f"{SAVER} {MODEL}"),
+    Mutant("chunks are not verified", "chunks.py", "            if row.cipher is None and hashlib", "            if False and hashlib", STORED),
+    Mutant("a missing chunk is taken for nothing", "chunks.py", "            raise Damaged(f\"chunk {piece.chunk.hex()} is missing\")", "            continue", STORED),
+    Mutant("the end of a piece is taken from its start", "chunks.py", "piece._replace(start=piece.start + piece.size - tail, size=tail)", "piece._replace(size=tail)", GRAPHS),
+    Mutant("small pieces pile up", "chunks.py", "    if len(spans) < RUN:", "    if True:", STORED),
+    Mutant("encrypted chunks are named by content", "chunks.py", "        if self._cipher is not None:\n            return lambda _", "        if False:\n            return lambda _", STORED),
+    Mutant("a reader trusts its memory of a channel", "checkpoints.py", "known is not None and known.version == row.key.version and known.value.packed == row.pieces", "known is not None", CALLS),
+    Mutant("a writer trusts its memory of a channel", "checkpoints.py", "        if found.spot in held and held[found.spot].pieces == found.value.packed\n", "", MODEL),
+    Mutant("a deleted thread takes the chunks of its copy", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from DropChunks(pool, tuple((yield from PoolChunks(pool))))", STORED),
+    Mutant("a deleted thread leaves its chunks", "checkpoints.py", "    yield from DropThread(thread_id)\n    if pool is not None:\n        yield from _collect(pool)", "    yield from DropThread(thread_id)", STORED),
+    Mutant("collection takes the chunks of pending writes", "backends/sql_checkpoints.py", "    for table in (\"channel_values\", \"writes\"):\n        rows", "    for table in (\"channel_values\",):\n        rows", MODEL),
+    Mutant("a copy has a pool of its own", "checkpoints.py", "    yield from JoinPool(target, pool)", "    yield from JoinPool(target, new_pool())", GRAPHS),
+    Mutant("a copy lacks the pending writes", "backends/sql_checkpoints.py", "((\"checkpoints\", _CHECKPOINT), (\"writes\", _WRITE), (", "((\"checkpoints\", _CHECKPOINT), (", MODEL),
+    Mutant("a put stores channels that are not new", "saver.py", "        for channel, version in new_versions.items():", "        for channel, version in {**body[\"channel_versions\"], **new_versions}.items():", CALLS),
+    Mutant("pending writes come as they arrived", "checkpoints.py", "    return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))", "    return list(found)", CALLS),
+    Mutant("ordinary writes keep the last", "backends/sql_checkpoints.py", "_SAVE_FIRST_WRITE = _insert_new(\"writes\", _WRITE)", "_SAVE_FIRST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", CALLS),
+    Mutant("special writes keep the first", "backends/sql_checkpoints.py", "_SAVE_LAST_WRITE = _upsert(\"writes\", _WRITE, _WRITE_KEY)", "_SAVE_LAST_WRITE = _insert_new(\"writes\", _WRITE)", CALLS),
+    Mutant("the latest is the one that came last", "backends/sql_checkpoints.py", "    order = [\"checkpoint_id DESC\"]", "    order = [\"rowid DESC\"]", CALLS),
+    Mutant("before is ignored", "backends/sql_checkpoints.py", "            \"checkpoint_id < ?\": op.before,\n", "", STORED),
     Mutant("pruning breaks delta channels", "checkpoints.py", "            while wanted and current is not None", "            while False and current is not None", DELTA),
-    Mutant("pruning leaves values behind", "checkpoints.py", "tuple(v.key for v in stored if v.key not in keys)", "()", f"{SAVER} {MODEL}"),
-    Mutant("pruning takes values that are needed", "checkpoints.py", "        used[row.place.checkpoint_ns].update(", "        used[row.place.checkpoint_id].update(", SAVER),
-    Mutant("readers share messages", "pristine.py", "            fields[name] = thawed(value) if value else value.copy()", "            fields[name] = value", f"{SAVER} {MODEL}"),
-    Mutant("an edited message is stored as it was", "pristine.py", "        if fields != self.fields or [*map", "        if [*map", f"{SAVER} {MODEL}"),
+    Mutant("pruning leaves values behind", "checkpoints.py", "tuple(v.key for v in stored if v.key not in keys)", "()", STORED),
+    Mutant("pruning takes values that are needed", "checkpoints.py", "        used[row.place.checkpoint_ns].update(", "        used[row.place.checkpoint_id].update(", STORED),
+    Mutant("readers share messages", "pristine.py", "            fields[name] = thawed(value) if value else value.copy()", "            fields[name] = value", MODEL),
+    Mutant("an edited message is stored as it was", "pristine.py", "        if fields != self.fields or [*map", "        if [*map", GRAPHS),
 ]  # fmt: skip
 
 

@@ -1,0 +1,234 @@
+"""What checkpoints cost, what is shared and given back, what damage does."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from memstate_langgraph import (
+    AsyncMemoryStore,
+    AsyncSQLiteStorage,
+    DamagedCheckpoint,
+    MemoryStore,
+    MemStateCheckpointer,
+    SQLiteStorage,
+)
+from tests.models import note
+from tests.saver.helpers import META, chat, checkpoint, config, forgetful
+from tests.servers import behind_its_back
+
+
+def size(path: Path) -> int:
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+def test_a_turn_costs_what_is_new_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with MemStateCheckpointer.from_conn_string(str(path)) as saver:
+        app = chat(saver)
+        sizes = [size(path)]
+        for i in range(120):
+            app.invoke({"messages": [HumanMessage(f"question {i} " + os.urandom(100).hex())]}, config())
+            if i % 40 == 39:
+                sizes.append(size(path))
+    first, _, third = (after - before for before, after in pairwise(sizes))
+    assert third < first * 1.35
+
+
+def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> None:
+    app = chat(saver)
+    for name in ("t", "other"):
+        for i in range(12):
+            app.invoke({"messages": [HumanMessage(f"question {i}", id=f"h{i}")]}, config(name))
+    before = app.get_state(config()).values
+    saver.prune(["t"], strategy="keep_last", keep_last=5)
+    assert len(list(saver.list(config()))) == 5
+    saver.prune(["t"])
+    assert len(list(saver.list(config()))) == 1
+    assert app.get_state(config()).values == before
+    storage: Any = saver.memory.storage
+    versions = saver.get_tuple(config()).checkpoint["channel_versions"]  # type: ignore[union-attr]
+    held = behind_its_back(storage, "SELECT channel, version FROM channel_values WHERE thread_id = 't'")
+    assert set(held) <= set(versions.items())
+    app.invoke({"messages": [HumanMessage("and on")]}, config())
+    assert len(app.get_state(config()).values["messages"]) == 26
+    saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
+    saver.delete_thread("t")
+    saver.delete_thread("other")
+    for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
+        assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
+
+
+def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
+    app = chat(saver)
+    app.invoke({"messages": [HumanMessage("hello" * 50)]}, config())
+    values = app.get_state(config()).values
+    saver.copy_thread("t", "copy")
+    saver.delete_thread("t")
+    assert app.get_state(config("copy")).values == values
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE writes SET value = ?",
+        "UPDATE chunks SET data = ?, packed = 0",
+        "UPDATE chunks SET data = ?, packed = 1",
+        "DELETE FROM chunks",
+        "UPDATE checkpoints SET body = ?",
+    ],
+)
+def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer, damage: str) -> None:
+    app = chat(saver)
+    app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
+    storage: Any = saver.memory.storage
+    behind_its_back(storage, damage, [bytes(10_000)] * damage.count("?"))  # long enough for what is read of it
+    with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
+        list(chat(forgetful(saver)).get_state_history(config("broken")))
+
+
+def test_encryption_hides_values_and_still_shares_them(tmp_path: Path) -> None:
+    pytest.importorskip("Crypto")
+    serde = EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
+    path = tmp_path / "state.db"
+    with MemStateCheckpointer.from_conn_string(str(path), serde=serde) as saver:
+        app = chat(saver)
+        for _ in range(40):
+            app.invoke({"messages": [HumanMessage("the secret word is swordfish " * 5)]}, config())
+        values = app.get_state(config()).values
+        assert len(values["messages"]) == 80
+        chunks = saver.memory.storage.engine.writer.execute("SELECT sum(length(data)) FROM chunks").fetchone()[0]  # type: ignore[union-attr]
+        assert chunks < 100_000
+        # nor is it seen that two values are the same
+        twice = checkpoint({"a": "x" * 5000, "b": "x" * 5000}, {"a": "1", "b": "1"})
+        saver.put(config("twice"), twice, META, {"a": "1", "b": "1"})
+        ((before,),) = behind_its_back(saver.memory.storage, "SELECT count(*) FROM chunks")
+        saver.delete_thread("twice")
+        assert behind_its_back(saver.memory.storage, "SELECT count(*) FROM chunks") == [(before - 2,)]
+    assert b"swordfish" not in path.read_bytes()
+    with MemStateCheckpointer.from_conn_string(str(path), serde=serde) as saver:
+        assert chat(saver).get_state(config()).values == values
+
+
+def test_memories_and_checkpoints_share_a_file_and_not_a_rollback(tmp_path: Path) -> None:
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"))
+    app = chat(MemStateCheckpointer(memory=memory))
+    fact_id = memory.commit(note("kept", id="n"), session_id="t")
+    app.invoke({"messages": [HumanMessage("hello")]}, config())
+    assert memory.rollback(1) == [fact_id]
+    assert memory.rollback(1) == []
+    assert len(app.get_state(config()).values["messages"]) == 2
+
+
+def test_a_put_without_values_leaves_the_thread_readable(saver: MemStateCheckpointer) -> None:
+    app = chat(saver)
+    app.invoke({"messages": [HumanMessage("hello " * 50)]}, config())
+    values = app.get_state(config()).values
+    app.update_state(config(), None, as_node=END)
+    assert chat(forgetful(saver)).get_state(config()).values == values
+    fork = app.update_state(app.get_state(config()).config, None, as_node="__copy__")
+    assert chat(forgetful(saver)).get_state(fork).values == values
+
+
+def test_a_channel_may_hold_anything_in_turn(saver: MemStateCheckpointer) -> None:
+    at: RunnableConfig = config()
+    messages = [HumanMessage("hello " * 20, id="a"), AIMessage("hi " * 20, id="b")]
+    values = [{"a dict": "x" * 100}, messages, "text " * 40, [*messages, HumanMessage("more", id="c")], ["x" * 100]]
+    for number, value in enumerate(values):
+        version = f"{number:04}"
+        at = saver.put(at, checkpoint({"a": value}, {"a": version}), META, {"a": version})
+        for _ in range(2):
+            assert saver.get_tuple(at).checkpoint["channel_values"] == {"a": value}  # type: ignore[union-attr]
+
+
+def test_a_list_of_many_checkpoints_comes_in_pages(saver: MemStateCheckpointer) -> None:
+    model = InMemorySaver()
+    for one in (saver, model):
+        for thread in ("t", "u"):
+            for i in range(70):
+                for space in ("", "sub"):
+                    made = checkpoint()
+                    made["id"] = f"{i:04}"
+                    place: RunnableConfig = {"configurable": {"thread_id": thread, "checkpoint_ns": space}}
+                    one.put(place, made, {**META, "step": i}, {})
+    asked: list[tuple[RunnableConfig | None, dict[str, Any]]] = [
+        (None, {}),
+        ({"configurable": {"thread_id": "t"}}, {}),
+        (config(), {}),
+        (config(), {"before": config(checkpoint_id="0050")}),
+        ({"configurable": {"thread_id": "t"}}, {"filter": {"step": 3}}),
+    ]
+    for where, options in asked:
+        ours, theirs = ([one.config for one in each.list(where, **options)] for each in (saver, model))
+        assert sorted(map(str, ours)) == sorted(map(str, theirs)), (where, options)
+        ids = [one["configurable"]["checkpoint_id"] for one in ours]
+        assert ids == sorted(ids, reverse=True)
+    assert len(list(saver.list(None, limit=77))) == 77
+
+
+def test_space_is_given_back_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    told: list[tuple[str, int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
+    with MemStateCheckpointer.from_conn_string(str(path)) as saver:
+        kept = saver.put(config("kept"), checkpoint({"a": ["here"]}, {"a": "1"}), META, {"a": "1"})
+        for name in ("x", "y"):
+            value = os.urandom(2_000_000)
+            saver.put(config(name), checkpoint({"a": value}, {"a": "1"}), META, {"a": "1"})
+        full = size(path)
+        assert full > 4_000_000
+        saver.prune(["x", "y"], strategy="delete", progress=progress)
+        assert size(path) == full, "space is kept for later until it is asked for"
+        given = saver.memory.vacuum(progress)
+        assert size(path) == full - given  # type: ignore[operator]
+        assert size(path) < 400_000
+        assert saver.get_tuple(kept).checkpoint["channel_values"] == {"a": ["here"]}  # type: ignore[union-attr]
+        assert saver.memory.vacuum() == 0
+    assert told[:2] == [("pruning threads", 1, 2), ("pruning threads", 2, 2)]
+    stages = [(done, total) for stage, done, total in told if stage == "giving space back"]
+    assert len(stages) > 2
+    assert stages == sorted(stages)
+    assert stages[-1][0] == stages[-1][1]
+
+
+async def test_space_is_given_back_through_the_async_door(tmp_path: Path) -> None:
+    memory = AsyncMemoryStore(AsyncSQLiteStorage(tmp_path / "state.db"))
+    saver = MemStateCheckpointer(memory)
+    await saver.aput(config(), checkpoint({"a": os.urandom(2_000_000)}, {"a": "1"}), META, {"a": "1"})
+    await saver.adelete_thread("t")
+    assert await memory.vacuum() > 1_900_000
+    await memory.close()
+
+
+def test_a_subgraph_shares_what_the_graph_around_it_holds(tmp_path: Path) -> None:
+    inner = StateGraph(MessagesState)
+    inner.add_node("deep", lambda state: {"messages": [AIMessage("deep", id=f"d{len(state['messages'])}")]})
+    inner.add_edge(START, "deep")
+    outer = StateGraph(MessagesState)
+    outer.add_node("sub", inner.compile())
+    outer.add_edge(START, "sub")
+    path = tmp_path / "state.db"
+    with MemStateCheckpointer.from_conn_string(str(path)) as saver:
+        app = outer.compile(checkpointer=saver)
+        app.invoke({"messages": [HumanMessage(os.urandom(50_000).hex(), id="long")]}, config())
+        before = size(path)
+        for i in range(20):
+            app.invoke({"messages": [HumanMessage(f"short {i}", id=f"h{i}")]}, config())
+        assert size(path) - before < 20 * 15_000, "each call of the subgraph begins with the whole list"
