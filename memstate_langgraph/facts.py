@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,14 +25,18 @@ def utcnow() -> datetime:
 def unvalidated(kind: type[M], fields: dict[str, Any]) -> M:
     """A model of exactly these fields, all of them: they were validated before. A tenth of `model_construct`."""
     model = kind.__new__(kind)
-    for name, value in (
-        ("__dict__", fields),
-        ("__pydantic_fields_set__", set(fields)),
-        ("__pydantic_extra__", None),
-        ("__pydantic_private__", None),
-    ):
-        object.__setattr__(model, name, value)
+    put = object.__setattr__
+    put(model, "__dict__", fields)
+    put(model, "__pydantic_fields_set__", _all_fields(kind))
+    put(model, "__pydantic_extra__", None)
+    put(model, "__pydantic_private__", None)
     return model
+
+
+@cache
+def _all_fields(kind: type[BaseModel]) -> set[str]:
+    """One for all models of a kind: they are frozen, so nobody adds to it."""
+    return set(kind.model_fields)
 
 
 def altered(model: M, **fields: Any) -> M:

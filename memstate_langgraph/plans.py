@@ -76,8 +76,8 @@ class Draft:
     _holders: dict[Single, str | None] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
     _sessions: set[str | None] = field(default_factory=set)
-    _known: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
-    """What was learnt or decided about which id or key, and what was known before, if anything."""
+    _known: list[tuple[dict[Any, Any], Any, Any]] | None = None
+    """What was learnt or decided about which id or key since the first mark, and what was known before, if anything."""
 
     @property
     def step(self) -> bool:
@@ -97,12 +97,14 @@ class Draft:
         return list(reversed(newest_first))
 
     def mark(self) -> Mark:
+        if self._known is None:
+            self._known = []
         return Mark(len(self.entries), len(self.results), len(self.undone), len(self._known), frozenset(self._sessions))
 
     def back_to(self, mark: Mark) -> None:
         del self.entries[mark.entries :], self.results[mark.results :], self.undone[mark.undone :]
         self._sessions = set(mark.sessions)
-        while len(self._known) > mark.known:
+        while self._known is not None and len(self._known) > mark.known:
             known, key, before = self._known.pop()
             if before is None:
                 del known[key]
@@ -110,7 +112,8 @@ class Draft:
                 known[key] = before[0]
 
     def _know(self, known: dict[Any, Any], key: Any, value: Any) -> None:
-        self._known.append((known, key, (known[key],) if key in known else None))
+        if self._known is not None:
+            self._known.append((known, key, (known[key],) if key in known else None))
         known[key] = value
 
     def blank(self) -> Draft:

@@ -256,41 +256,39 @@ def plain_json(value: Any, where: str) -> Any:
 
     Raises `ValidationFailed` with the path of the first part that JSON or a storage cannot carry.
     """
-    size = 0
+    return _plain(value, where, 0, [MAX_PAYLOAD])
 
-    def walk(value: Any, where: str, depth: int) -> Any:
-        nonlocal size
-        if depth > MAX_DEPTH:
-            raise ValidationFailed(f"{where}: nested more than {MAX_DEPTH} levels deep")
-        if value is None or value is True or value is False:
-            return value
-        if isinstance(value, str):
-            check_characters(value, where)
-            size += len(value)
-            if size > MAX_PAYLOAD:
-                raise ValidationFailed(f"{where}: the payload is larger than {MAX_PAYLOAD} characters")
-            return str(value)
-        if isinstance(value, int):
-            if value.bit_length() > 1024:
-                raise ValidationFailed(f"{where}: an integer of {value.bit_length()} bits is too large")
-            return int(value)
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                raise ValidationFailed(f"{where}: {value} is not a JSON number")
-            return float(value)
-        if isinstance(value, Mapping):
-            result = {}
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise ValidationFailed(f"{where}: the key {key!r} is not a string")
-                check_characters(key, where)
-                result[key] = walk(item, f"{where}.{key}", depth + 1)
-            return result
-        if isinstance(value, list | tuple):
-            return [walk(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-        raise ValidationFailed(f"{where}: {type(value).__name__} is not JSON; register a pydantic model for the type")
 
-    return walk(value, where, 0)
+def _plain(value: Any, where: str, depth: int, room: list[int]) -> Any:
+    if depth > MAX_DEPTH:
+        raise ValidationFailed(f"{where}: nested more than {MAX_DEPTH} levels deep")
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        check_characters(value, where)
+        room[0] -= len(value)
+        if room[0] < 0:
+            raise ValidationFailed(f"{where}: the payload is larger than {MAX_PAYLOAD} characters")
+        return str(value)
+    if isinstance(value, int):
+        if value.bit_length() > 1024:
+            raise ValidationFailed(f"{where}: an integer of {value.bit_length()} bits is too large")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValidationFailed(f"{where}: {value} is not a JSON number")
+        return float(value)
+    if isinstance(value, Mapping):
+        result = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValidationFailed(f"{where}: the key {key!r} is not a string")
+            check_characters(key, where)
+            result[key] = _plain(item, f"{where}.{key}", depth + 1, room)
+        return result
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", depth + 1, room) for i, item in enumerate(value)]
+    raise ValidationFailed(f"{where}: {type(value).__name__} is not JSON; register a pydantic model for the type")
 
 
 def check_characters(text: str, where: str) -> None:

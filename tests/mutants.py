@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,25 +237,26 @@ def caught_by(mutant: Mutant, folder: Path) -> tuple[str | None, float]:
     shutil.copy(ROOT / "pyproject.toml", root)
     mutant.apply(root)
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    code, printed = _nursery().run(root, ["-x", "-p", "no:cacheprovider", *mutant.tests.split()], HANGS)
+    shutil.rmtree(root, ignore_errors=True)
+    if code is None:
         return f"a test that hangs ({HANGS} s)", time.monotonic() - began
-    shutil.rmtree(root)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"mutant {mutant.breaks!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
-    test = None if done.returncode == 0 else failed[1] if failed else "?"
+    if code not in (0, 1):
+        raise SystemExit(f"mutant {mutant.breaks!r}: pytest ended with {code}\n{printed[-2000:]}")
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", printed, re.MULTILINE)
+    test = None if code == 0 else failed[1] if failed else "?"
     return test, time.monotonic() - began
+
+
+_mine = threading.local()
+
+
+def _nursery() -> Nursery:
+    """Of this thread of this process, which may be a fork of one that had another."""
+    if getattr(_mine, "pid", None) != os.getpid():
+        _mine.pid, _mine.nursery = os.getpid(), Nursery()
+    found: Nursery = _mine.nursery
+    return found
 
 
 def run(mutants: Sequence[Mutant], workers: int = 2) -> list[str]:
