@@ -135,8 +135,8 @@ MUTANTS = [
     # input
     Mutant("NUL is stored", "rules.py", '    if "\\x00" in text:', "    if False:", INPUT),
     Mutant("surrogates reach the driver", "rules.py", "    except UnicodeEncodeError as error:\n        raise", "    except UnicodeEncodeError as error:\n        return\n        raise", INPUT),
-    Mutant("NaN is stored", "rules.py", "            if not math.isfinite(value):", "            if False:", INPUT),
-    Mutant("depth has no end", "rules.py", "        if depth > MAX_DEPTH:", "        if False:", INPUT),
+    Mutant("NaN is stored", "rules.py", "        if not math.isfinite(value):", "        if False:", INPUT),
+    Mutant("depth has no end", "rules.py", "    if depth > MAX_DEPTH:", "    if False:", INPUT),
     Mutant("filter keys are not checked", "rules.py", '        if not isinstance(cast("object", key), str) or not (key in FIELDS or key.startswith("payload.")):', "        if False:", INPUT),
     # storage
     Mutant("no index on what is due", "backends/schema/sqlite.sql", "CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;", "", COSTS),
