@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from memstate_langgraph import MemoryStore, flows
 from memstate_langgraph.staging import STAGES
@@ -27,6 +27,9 @@ settings.register_profile(
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile(
+    "unshrunk", settings.get_profile("default"), phases=set(Phase) - {Phase.shrink, Phase.explain}
 )
 settings.load_profile("default")
 

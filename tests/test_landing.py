@@ -100,7 +100,11 @@ def test_a_result_that_is_being_stored_does_not_hide_one_that_is(tmp_path: Path)
     """Where writers hold no locks: the next checkpoint inside has noted that it has the result, and stands still."""
     memory = REDIS.open(tmp_path)
     register(memory)
-    saver, done, seen = Ordered(memory), signals("inner 3", "outer 2"), {}
+    saver, done, seen = Ordered(memory), signals("result", "inner 3", "outer 2"), {}
+
+    def before(name: str) -> None:
+        if name in (waits := {"inner 3": "result", "outer 2": "inner 3"}):
+            happened(done, waits[name])
 
     def at_the_end(name: str) -> None:
         if name == "inner 3" and not done[name].is_set():
@@ -110,10 +114,10 @@ def test_a_result_that_is_being_stored_does_not_hide_one_that_is(tmp_path: Path)
     def after(name: str) -> None:
         if name == "outer 2":
             seen["outside"] = outside(lambda: contents(memory))
+        if name in done:
             done[name].set()
 
-    saver.before = lambda name: happened(done, "inner 3") if name == "outer 2" else None
-    saver.at_the_end, saver.after = at_the_end, after
+    saver.before, saver.at_the_end, saver.after = before, at_the_end, after
     inner = line(memory, lambda state: {"said": [say(memory, "inner")]})
     said = nested(inner.builder, saver).invoke({}, CONFIG, durability="async")["said"]
     assert seen["outside"] == said, "else it would be lost if the process died now"
