@@ -303,7 +303,7 @@ class Core:
         if not prepared:
             return
         try:
-            yield abandon(tuple(made.vector_id for made in prepared.values()), time.time())
+            yield abandon(tuple(made.vector_id for made in list(prepared.values())), time.time())
         except MemoryStoreError:
             logger.warning("could not give up %d prepared vectors; their lease will", len(prepared), exc_info=True)
 
@@ -369,11 +369,7 @@ class Core:
         return [] if task is None else self._visible_to(task)
 
     def _visible_to(self, task: Task) -> list[Stage]:
-        return [
-            stage
-            for stage in STAGES.of_thread(self.identity, task.thread_id)
-            if stage.owner is self and stage.precedes(task)
-        ]
+        return [stage for stage in STAGES.seen_by(self.identity, task) if stage.owner is self]
 
     def _put_on_stage(self, stage: Stage, changes: Sequence[Change]) -> Flow[Draft]:
         new_draft = self.new_draft().blank
@@ -383,6 +379,8 @@ class Core:
             draft = yield from self._tried(units, changes, new_draft)
             approved = yield from self._prepare([draft], stage.prepared)
             if stage.add(Unit(changes, new_draft, draft, approved), known):
+                if stage.over:  # since it was opened, or from the start
+                    yield from self._give_up(stage.prepared)
                 return draft
         raise contended()
 
@@ -425,7 +423,9 @@ class Core:
             raise Unprepared(stage) from None
 
     def prepare_again(self, stage: Stage) -> Flow[None]:
-        drafts: list[Draft] = yield preview_units(stage.units)
+        drafts: list[Draft] | None = yield preview_units(stage.units)
+        if drafts is None:
+            return  # with what else makes the result durable, meanwhile
         approved = [gist(draft) if self.vetoes else None for draft in drafts]
         yield from self._prepare(drafts, stage.prepared)
         stage.units = [
@@ -438,6 +438,7 @@ class Core:
         yield from self._tidy()
 
     def give_up(self, stage: Stage) -> Flow[None]:
+        stage.over = True
         STAGES.close(self.identity, stage)
         yield from self._give_up(stage.prepared)
 

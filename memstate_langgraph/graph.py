@@ -47,6 +47,14 @@ class Level(NamedTuple):
     task_id: str
 
 
+class Attempt(NamedTuple):
+    """At a task: of two, the later one is the greater, also when it is made in another run."""
+
+    began: float
+    """When the first attempt in its run began, in seconds since the epoch."""
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One attempt at a running task, outermost graph first."""
@@ -55,7 +63,7 @@ class Task:
     levels: tuple[Level, ...]
     run: object
     """The same for all tasks of a run, those of its subgraphs included."""
-    attempt: tuple[object, int]
+    attempt: Attempt
     exits: bool
     """Whether the run stores only its last checkpoint (durability `exit`)."""
     checkpointer: object
@@ -75,12 +83,12 @@ def running_task() -> Task | None:
     if not levels:
         return None
     runtime = configurable.get("__pregel_runtime")
-    number = getattr(getattr(runtime, "execution_info", None), "node_attempt", 1)
+    info = getattr(runtime, "execution_info", None)
     return Task(
         thread_id=str(thread_id),
         levels=levels,
         run=run_of(configurable),
-        attempt=(configurable.get("__pregel_scratchpad"), number),
+        attempt=Attempt(getattr(info, "node_first_attempt_time", None) or 0.0, getattr(info, "node_attempt", 1)),
         exits=exits(configurable),
         checkpointer=checkpointer,
     )

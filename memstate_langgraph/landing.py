@@ -155,8 +155,10 @@ def is_result(channels: Iterable[str]) -> bool:
     return any(channel not in WRITES_IDX_MAP for channel in channels)
 
 
-def concerned(identity: Hashable, event: Event) -> list[Stage]:
-    return [stage for stage in STAGES.of_thread(identity, event.place.thread_id) if event.concerns(stage)]
+def concerned(identity: Hashable, event: Event, *, over: bool = False) -> list[Stage]:
+    """The stages that an event may land; or those that it finds to be over."""
+    stages = STAGES.of_thread(identity, event.place.thread_id)
+    return [stage for stage in stages if stage.over == over and event.concerns(stage)]
 
 
 def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
@@ -192,6 +194,8 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
                 continue
             for stage in landed:
                 yield from stage.owner.landed(stage)
+            for stage in concerned(identity, event, over=True):
+                yield from stage.owner.give_up(stage)
             return result
         raise contended()
     except MemoryStoreError:

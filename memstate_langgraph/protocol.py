@@ -123,10 +123,12 @@ def go_live(
 
 
 @reads
-def preview_units(units: Sequence[Unit]) -> Plan[list[Draft]]:
-    """The units decided anew, each over those before it."""
+def preview_units(units: Sequence[Unit]) -> Plan[list[Draft] | None]:
+    """The units decided anew, each over those before it; None if they have landed."""
     drafts: list[Draft] = []
     for unit in units:
+        if (yield from is_landed(unit)):
+            return None
         drafts.append((yield from decided(unit.changes, unit.new_draft().over(drafts))))
     return drafts
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memstate_langgraph.changes import Change
 from memstate_langgraph.checkpoint_ops import Place
-from memstate_langgraph.graph import Task
+from memstate_langgraph.graph import Attempt, Level, Task
 from memstate_langgraph.plans import Draft
 from memstate_langgraph.vectors import Text
 
 FORGOTTEN = 24 * 3600.0
 """Seconds after which what an ended run left behind is forgotten; it is invisible from its end on."""
+
+KNOWN = 1000
+"""Of so many tasks is known which attempt is the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Stage:
     """The run ended at the checkpoint that the task ran on: only its own result can land it now."""
     tried: bool = False
     """Whether a transaction began to land it, which may have succeeded."""
+    over: bool = False
+    """A later attempt has begun, or the task was given up: what is still added lands nowhere."""
     touched_at: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,30 +113,58 @@ class Stages:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_thread: dict[tuple[Hashable, str], list[Stage]] = {}
+        self._latest: OrderedDict[tuple[Level, ...], Attempt] = OrderedDict()
+
+    def _is_over(self, task: Task) -> bool:
+        """Whether a later attempt at the task is known: this one failed, though some of its code still runs."""
+        if task.attempt < self._latest.get(task.levels, task.attempt):
+            return True
+        self._latest[task.levels] = task.attempt
+        self._latest.move_to_end(task.levels)
+        if len(self._latest) > KNOWN:
+            self._latest.popitem(last=False)
+        return False
 
     def of_thread(self, storage: Hashable, thread_id: str) -> list[Stage]:
         """In the order in which they were made."""
         with self._lock:
             return list(self._by_thread.get((storage, thread_id), ()))
 
+    def seen_by(self, storage: Hashable, task: Task) -> list[Stage]:
+        """Those of its thread that a task may see. An earlier attempt at it is over from here on."""
+        stages = self.of_thread(storage, task.thread_id)
+        with self._lock:
+            self._is_over(task)
+            for stage in stages:
+                if stage.task.levels == task.levels and stage.task.attempt < task.attempt:
+                    stage.over = True
+        return [stage for stage in stages if stage.precedes(task)]
+
     def of_storage(self, storage: Hashable) -> list[Stage]:
         with self._lock:
             return [stage for (where, _), stages in self._by_thread.items() if where == storage for stage in stages]
 
     def open(self, storage: Hashable, task: Task, owner: Any) -> tuple[Stage, list[Stage]]:
-        """The stage of a task, and those that a new attempt has replaced."""
+        """The stage of a task, and those that a new attempt has replaced.
+
+        That of an attempt after which another has come is over from the start.
+        """
         with self._lock:
-            stages = self._by_thread.setdefault((storage, task.thread_id), [])
-            replaced = []
-            for stage in list(stages):
-                same = stage.owner is owner and stage.task.levels == task.levels
-                if same and stage.task.run is task.run and stage.task.attempt == task.attempt:
+            stages = self._by_thread.get((storage, task.thread_id), [])
+            mine = [stage for stage in stages if stage.owner is owner and stage.task.levels == task.levels]
+            for stage in mine:
+                if stage.task.run is task.run and stage.task.attempt == task.attempt:
                     return stage, []
-                if same or time.monotonic() - stage.touched_at > FORGOTTEN:
-                    stages.remove(stage)
-                    replaced.append(stage)
-            stages.append(Stage(task, owner))
-            return stages[-1], replaced
+            if self._is_over(task):
+                return Stage(task, owner, over=True), []
+            late = time.monotonic() - FORGOTTEN
+            replaced = [stage for stage in stages if stage in mine or stage.touched_at < late]
+            for stage in replaced:
+                stage.over = True
+            opened = Stage(task, owner)
+            kept = [stage for stage in stages if stage not in replaced]
+            self._by_thread[storage, task.thread_id] = [*kept, opened]
+            return opened, replaced
 
     def close(self, storage: Hashable, stage: Stage) -> None:
         """Forget a stage that landed or was given up."""

@@ -1,4 +1,4 @@
-"""Histories of four processes on one file, checked for what isolation forbids.
+"""Histories of four processes on one storage, checked for what isolation forbids.
 
 Workers raise counters under `expected_version`, move pairs that must stay equal, write what they abort or
 overwrite within a transaction, use the same idempotency keys and singletons, and note down what they read and what
@@ -23,7 +23,7 @@ from typing import Any
 from memstate_langgraph import ConflictError, Entry, Fact, MemoryStore, SQLiteStorage
 from tests.children import Say, fork
 from tests.models import preference, register
-from tests.stores import live, replayed
+from tests.stores import Place, live, replayed, settle
 
 WORKERS = 4
 STEPS = 60
@@ -39,8 +39,11 @@ def counter(name: str, value: int) -> Fact:
     return Fact(id=name, type="counter", payload={"value": value})
 
 
-def open_store(path: Path) -> MemoryStore:
-    memory = MemoryStore(SQLiteStorage(path, synchronous="OFF"))
+IN_A_HURRY = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db", synchronous="OFF"), durable=True)
+
+
+def open_store(place: Place, folder: Path) -> MemoryStore:
+    memory = place.open(folder)
     register(memory)
     return memory
 
@@ -184,9 +187,9 @@ class History:
         return problems
 
 
-def record(path: Path, seed: int, *, killing: bool = False) -> History:
+def record(folder: Path, seed: int, *, killing: bool = False, place: Place = IN_A_HURRY) -> History:
     """Let four processes work at once, and kill one of them if asked to."""
-    memory = open_store(path)
+    memory = open_store(place, folder)
     memory.commit_many([counter(name, 0) for name in (*COUNTERS, *PAIR)])
     memory.close()
     go, start = os.pipe()
@@ -194,7 +197,7 @@ def record(path: Path, seed: int, *, killing: bool = False) -> History:
     def job(worker: int) -> Callable[[Say], None]:
         def work(say: Say) -> None:
             os.close(start)
-            store = open_store(path)
+            store = open_store(place, folder)
             os.read(go, 1)  # ends when the parent closes it
             act(store, worker, seed, say)
 
@@ -211,7 +214,8 @@ def record(path: Path, seed: int, *, killing: bool = False) -> History:
         with pipe:
             notes.append([json.loads(line) for line in pipe if line.endswith(b"}\n")])
         os.waitpid(pid, 0)
-    memory = open_store(path)
+    memory = open_store(place, folder)
+    settle(memory)
     killed = killing and not any("done" in note for note in notes[0])
     history = History(notes, list(reversed(memory.log())), live(memory), replayed(memory), killed)
     memory.close()

@@ -59,8 +59,8 @@ VECTORS, SEARCH, ADAPTERS, REBUILD, INPUT, COSTS, CRASH, CONCURRENCY, SQLITE = (
     f"tests/test_{name}.py"
     for name in ("vectors", "search", "adapters", "rebuild", "bad_input", "costs", "crash", "concurrency", "sqlite")
 )
-ONCE, LANDING, MODEL, DELTA = (
-    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "saver_model", "delta_channels")
+ONCE, LANDING, STRAGGLERS, MODEL, DELTA = (
+    f"tests/test_{name}.py" for name in ("exactly_once", "landing", "stragglers", "saver_model", "delta_channels")
 )
 CALLS, GRAPHS, STORED = (f"tests/saver/test_{name}.py" for name in ("calls", "graphs", "storage"))
 CORE, TRANSACTION, PAST = (f"tests/test_contract.py::Test{area}" for area in ("Core", "Transaction", "Past"))
@@ -73,7 +73,7 @@ MUTANTS = [
     Mutant("vectors are not made live", "protocol.py", "    if born and (yield from Activate(born)) != len(born):", "    if born and False:", VECTORS + "::test_a_failing_vector_store_leaves_nothing"),
     Mutant("no fence", "protocol.py", "(yield from Activate(born)) != len(born)", "(yield from Activate(born)) < 0", VECTORS + "::test_a_writer_whose_lease_ended_commits_nothing"),
     Mutant("old vectors stay live", "protocol.py", "        yield from Retire(before, retire_at)\n", "        pass\n", VECTORS + "::test_a_failing_vector_store_leaves_nothing"),
-    Mutant("failed vectors are not given up", "flows.py", "            yield abandon(tuple(made.vector_id for made in prepared.values()), time.time())", "            pass", VECTORS + "::test_a_failing_vector_store_leaves_nothing"),
+    Mutant("failed vectors are not given up", "flows.py", "            yield abandon(tuple(made.vector_id for made in list(prepared.values())), time.time())", "            pass", VECTORS + "::test_a_failing_vector_store_leaves_nothing"),
     Mutant("expired intents are not reaped", "flows.py", "        yield abandon(None, now)\n", "", CRASH + "::test_thirty_kills"),
     Mutant("no tombstone for a late write", "backends/sql.py", "UPDATE vectors SET state = 'retired', due = ?, late = 1 WHERE", "UPDATE vectors SET state = 'retired', due = ?, late = 0 WHERE", CONCURRENCY + "::test_two_who_collect_at_once_keep_the_tombstone"),
     Mutant("a failing upsert is ignored", "flows.py", "                yield from self._give_up(fresh)\n                raise HookError(", "                prepared.update(fresh)\n                continue\n                raise HookError(", VECTORS + "::test_a_failing_vector_store_leaves_nothing"),
@@ -191,6 +191,11 @@ MUTANTS = [
     Mutant("a slow task is robbed", "flows.py", "            stage.prepared.clear()\n            raise Unprepared(stage) from None", "            raise", ONCE + "::test_a_slow_task_outlives_its_lease"),
     Mutant("what cannot land stays", "landing.py", "        for stage in landing:  # ", "        for stage in ():  # ", ONCE + "::test_a_conflict_is_an_error_of_the_run_with_nothing_half_done"),
     Mutant("two threads of a task overwrite each other", "staging.py", "            if len(self.units) != known:", "            if False:", LANDING + "::test_two_threads_of_a_task_see_each_other"),
+    Mutant("a straggler is let in", "staging.py", "            if self._is_over(task):", "            if False:", STRAGGLERS + "::test_it_comes_when_the_next_attempt_has_written"),
+    Mutant("a straggler of an earlier run is let in", "graph.py", "getattr(info, \"node_first_attempt_time\", None) or 0.0", "0.0", STRAGGLERS + "::test_it_comes_in_the_next_run"),
+    Mutant("what a straggler prepared stays", "flows.py", "                if stage.over:  # ", "                if False:  # ", STRAGGLERS + "::test_the_vectors_that_it_was_preparing_are_removed"),
+    Mutant("an attempt lands with the next one that only reads", "landing.py", "if stage.over == over and event.concerns(stage)]", "if (not over) and event.concerns(stage)]", STRAGGLERS + "::test_the_next_attempt_only_reads"),
+    Mutant("what landed meanwhile is prepared again", "protocol.py", "        if (yield from is_landed(unit)):\n            return None\n", "", LANDING + "::test_two_who_prepare_it_again_land_it_once"),
     Mutant("it lands as it was first decided", "flows.py", "            if i == 0 and not unit.draft.rests_on_others and (yield from unit.draft.holds()):", "            if i == 0:", ONCE + "::test_a_task_and_what_follows_see_its_writes_and_nobody_else"),
     Mutant("it lands with the texts of before", "flows.py", "        if lacking(texts, stage.prepared):\n            raise Unprepared(stage)\n", "", LANDING + "::test_what_another_changed_meanwhile_is_embedded_as_it_lands"),
     Mutant("it lands without the veto's consent", "flows.py", "            if unit.approved is not None and unit.approved != gist(draft):", "            if False:", LANDING + "::test_a_veto_has_its_say_about_what_lands"),

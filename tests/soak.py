@@ -1,4 +1,4 @@
-"""kill -9 at random moments, over real SQLite and Chroma files; each next process looks before any recovery."""
+"""kill -9 at random moments, over a real storage and Chroma files; each next process looks before any recovery."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from typing import IO, Any
 
 from langchain_chroma import Chroma
 
-from memstate_langgraph import ConflictError, FactNotFound, MemoryStore, SQLiteStorage
+from memstate_langgraph import ConflictError, FactNotFound, MemoryStore
 from tests.children import Say, fork
 from tests.models import note, preference, register
-from tests.stores import Words, found, hook_over, live, replayed
+from tests.stores import SQLITE, Place, Words, found, hook_over, live, replayed, settle
 
 Report = dict[str, Any]
 
 
-def open_store(folder: Path) -> MemoryStore:
+def open_store(place: Place, folder: Path) -> MemoryStore:
     vectors: Any = Chroma("notes", Words(), persist_directory=str(folder / "chroma"))
-    memory = MemoryStore(SQLiteStorage(folder / "state.db"), [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
+    memory = place.open(folder, [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     register(memory)
     return memory
 
 
 def examine(memory: MemoryStore) -> Report:
     """What a reader sees."""
+    settle(memory)
     facts = live(memory)
     findings = [finding for finding in memory.verify().findings if "invisible" not in finding.problem]
     return {
@@ -75,14 +76,15 @@ def work(memory: MemoryStore, dice: random.Random, say: Say) -> None:
             memory._core._collected = -1e9
 
 
-def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4) -> int:
+def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4, place: Place = SQLITE) -> int:
     """Kill as often after up to `longest` seconds of work; how many operations were acknowledged in all."""
+    place.storage(folder).close()  # here, so that the server that it may need outlives the children
     dice = random.Random(seed)
     acknowledged: list[Any] = []
     for round_ in range(kills + 1):
 
         def job(say: Say, round_: int = round_) -> None:
-            memory = open_store(folder)
+            memory = open_store(place, folder)
             say(examine(memory))
             if round_ == kills:
                 report = memory.repair()
@@ -92,7 +94,7 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4) -> 
                 work(memory, random.Random(seed * 1000 + round_), say)
 
         pid, pipe = fork(job)
-        where = f"seed {seed}, after kill {round_}"
+        where = f"{place.name}, seed {seed}, after kill {round_}"
         try:
             with pipe:
                 look(heard(pipe, pid, where), acknowledged, where)

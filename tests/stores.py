@@ -10,10 +10,12 @@ from memstate_langgraph import (
     AsyncRedisStorage,
     AsyncSQLiteStorage,
     InMemoryStorage,
+    MemoryStore,
     PostgresStorage,
     RedisStorage,
     SQLiteStorage,
 )
+from memstate_langgraph.ops import LastSeq, Plan, writes
 from memstate_langgraph.testing.places import (
     Died as Died,
     Outage as Outage,
@@ -67,3 +69,13 @@ def places(*, awaited: bool | None = None, durable: bool | None = None) -> pytes
     """The places of one kind, for tests that need the storage itself: as a mark that gives each as `place`."""
     these = chosen(awaited=awaited, durable=durable)
     return pytest.mark.parametrize("place", these, ids=[place.name for place in these])
+
+
+@writes
+def _in_turn() -> Plan[int]:
+    return (yield from LastSeq())
+
+
+def settle(memory: MemoryStore) -> None:
+    """Wait until a server is done with what clients had sent before they died."""
+    memory.storage.run(_in_turn())

@@ -10,6 +10,7 @@ import pytest
 from tests import histories
 from tests.children import warm
 from tests.soak import kill_and_look
+from tests.stores import POSTGRES, REDIS, SQLITE, Place
 
 
 def test_thirty_kills(tmp_path: Path) -> None:
@@ -19,22 +20,31 @@ def test_thirty_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(20))
-def test_hundreds_of_kills(tmp_path: Path, seed: int) -> None:
-    kill_and_look(tmp_path, 50, seed)
+@pytest.mark.parametrize("place", [SQLITE, POSTGRES, REDIS], ids=lambda place: place.name)
+@pytest.mark.parametrize("seed", range(10))
+def test_hundreds_of_kills(tmp_path: Path, place: Place, seed: int) -> None:
+    kill_and_look(tmp_path, 50, seed, place=place)
 
 
-@pytest.mark.parametrize("killing", [False, True])
-def test_a_history_of_four_processes(tmp_path: Path, killing: bool) -> None:
+@pytest.mark.parametrize("place", [POSTGRES, REDIS], ids=lambda place: place.name)
+def test_kills_of_clients_of_a_server(tmp_path: Path, place: Place) -> None:
+    warm()
     seed = random.randrange(10**6)
-    history = histories.record(tmp_path / "state.db", seed, killing=killing)
+    assert kill_and_look(tmp_path, 5, seed, 1.5, place) > 5, f"seed {seed}: too little happened to prove anything"
+
+
+@pytest.mark.parametrize("place", [histories.IN_A_HURRY, POSTGRES, REDIS], ids=lambda place: place.name)
+@pytest.mark.parametrize("killing", [False, True])
+def test_a_history_of_four_processes(tmp_path: Path, place: Place, killing: bool) -> None:
+    seed = random.randrange(10**6)
+    history = histories.record(tmp_path, seed, killing=killing, place=place)
     assert history.anomalies() == [], f"seed {seed}"
     assert history.acknowledged > 100, f"seed {seed}"
 
 
 def test_the_checker_finds_what_is_wrong(tmp_path: Path) -> None:
     """A checker that never fails proves nothing: each kind of anomaly, written into a true history."""
-    history = histories.record(tmp_path / "state.db", 1)
+    history = histories.record(tmp_path, 1)
     assert history.anomalies() == []
     for damage, name in histories.DAMAGES:
         damaged = history.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,9 +16,11 @@ from langgraph.types import Send
 
 from memstate_langgraph import ConflictError, Fact, HookError, MemoryStore, MemStateCheckpointer, StorageError
 from memstate_langgraph.checkpoint_ops import Pool
+from memstate_langgraph.flows import Core
 from memstate_langgraph.landing import Event, Result, concerned
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow, perform
+from memstate_langgraph.staging import STAGES, Stage
 from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, nested, outside, say
 from tests.models import note, register
 from tests.stores import REDIS, Unreliable, assert_in_step
@@ -220,9 +223,7 @@ def test_a_result_and_the_next_checkpoint_land_it_once(memory: MemoryStore) -> N
     assert len(memory.log()) == 1
 
 
-def stages_of(memory: MemoryStore) -> Sequence[Any]:
-    from memstate_langgraph.staging import STAGES
-
+def stages_of(memory: MemoryStore) -> Sequence[Stage]:
     return STAGES.of_thread(memory.storage.identity, "t")
 
 
@@ -325,6 +326,34 @@ def test_a_failing_neighbour_in_a_subgraph_takes_nothing(memory: MemoryStore, du
 
 
 # --- what is decided again
+
+
+def test_two_who_prepare_it_again_land_it_once(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result and the next checkpoint both find a vector missing; one of them is slower."""
+    memory.commit(note("one", "a"))
+    saver, both, done, came = Ordered(memory), threading.Barrier(2), signals("outer 2", "landed"), itertools.count()
+    prepare_again = Core.prepare_again
+
+    def in_turn(core: Core, stage: Stage) -> Flow[None]:
+        slower = next(came)
+        both.wait(PATIENCE)
+        if slower:
+            happened(done, "landed")
+        yield from prepare_again(core, stage)
+
+    def works(state: State) -> State:
+        memory.update("a", {"content": "two"}, expected_version=1)
+        for stage in stages_of(memory):
+            stage.prepared.clear()
+        return {"said": ["two"]}
+
+    monkeypatch.setattr(Core, "prepare_again", in_turn)
+    saver.before = lambda name: happened(done, "outer 2") if name in ("result", "outer 3") else None
+    signal = {"outer 2": "outer 2", "result": "landed", "outer 3": "landed"}
+    saver.after = lambda name: done[signal[name]].set() if name in signal else None
+    line(memory, works, saver=saver).invoke({}, CONFIG, durability="async")
+    assert contents(memory) == ["two"]
+    assert_in_step(memory)
 
 
 def test_two_threads_of_a_task_see_each_other(memory: MemoryStore) -> None:

@@ -35,7 +35,7 @@ from tests.faults import FAULTS
 from tests.graphs import DURABILITIES
 from tests.matrix import OPERATIONS, Case, Matrix
 from tests.servers import postgres_url
-from tests.stores import chosen
+from tests.stores import POSTGRES, REDIS, chosen
 
 WORKERS = 2
 
@@ -94,9 +94,10 @@ def place_faults(cases: Sequence[Case]) -> Tally:
 
 
 def work_and_die(seed: int) -> Tally:
+    place = STORAGES[seed % len(STORAGES)]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = soak.kill_and_look(Path(folder), SOAK_KILLS, seed, SOAK_SECONDS)
+            done = soak.kill_and_look(Path(folder), SOAK_KILLS, seed, SOAK_SECONDS, place)
         except AssertionError as error:
             lost = "lost" in str(error)
             return Tally(kills=SOAK_KILLS, drifts=not lost, lost=lost, problems=[str(error)])
@@ -105,7 +106,8 @@ def work_and_die(seed: int) -> Tally:
 
 def keep_history(seed: int) -> Tally:
     with tempfile.TemporaryDirectory() as folder:
-        history = histories.record(Path(folder) / "state.db", seed, killing=seed % 4 == 0)
+        place = (histories.IN_A_HURRY, POSTGRES, REDIS)[seed % 3]
+        history = histories.record(Path(folder), seed, killing=seed % 4 == 0, place=place)
         found = [f"history with seed {seed}: {anomaly}" for anomaly in history.anomalies()]
         return Tally(
             kills=history.killed,
@@ -117,11 +119,11 @@ def keep_history(seed: int) -> Tally:
         )
 
 
+STORAGES = chosen(awaited=False, durable=True)
+
 OURS = [
     killed_graph.Setting(durability, place, vectors=vectors, awaited=awaited)
-    for vectors, awaited, place, durability in itertools.product(
-        (False, True), (False, True), chosen(awaited=False, durable=True), DURABILITIES
-    )
+    for vectors, awaited, place, durability in itertools.product((False, True), (False, True), STORAGES, DURABILITIES)
 ]
 THEIRS = [killed_graph.Setting(durability, saver=killed_graph.theirs) for durability in DURABILITIES]
 
