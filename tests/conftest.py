@@ -34,6 +34,11 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chroma's threads do not survive a fork, and a child that counts on them hangs."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 class Clock:
     """The time that stores are told, in minutes from a start."""
 

@@ -12,6 +12,8 @@ from tests.children import warm
 from tests.soak import kill_and_look
 from tests.stores import POSTGRES, REDIS, SQLITE, Place
 
+pytestmark = pytest.mark.forks
+
 
 def test_thirty_kills(tmp_path: Path) -> None:
     warm()

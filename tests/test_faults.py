@@ -13,6 +13,8 @@ from tests.children import warm
 from tests.faults import FAULTS
 from tests.matrix import DOORS, OPERATIONS, Matrix
 
+pytestmark = pytest.mark.forks
+
 ONLY_SYNC = {"interrupt", "late", "locked", "locked for long"}
 """Interrupts end an event loop; the others concern what both doors share."""
 

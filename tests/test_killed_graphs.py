@@ -12,6 +12,8 @@ from tests.graphs import DURABILITIES, Durability
 from tests.killed_graph import Setting, kill_often, theirs
 from tests.stores import SQLITE, Place, chosen, places
 
+pytestmark = pytest.mark.forks
+
 
 def look(folder: Path, setting: Setting, kills: int) -> None:
     warm()
