@@ -10,7 +10,7 @@ demo: $(READY)  ## the main job, in under a minute
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY) lint types layers  ## what CI runs
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 torture: $(READY)  ## kills, faults, histories, mutants: up to half an hour, one table
 	$(BIN)/python -m tests.torture $(TORTURE)
