@@ -360,7 +360,7 @@ class Core:
             return None
         stage, replaced = STAGES.open(self.identity, task, self)
         for old in replaced:  # of an earlier attempt, which failed
-            yield from self._give_up(old.prepared)
+            yield from self.give_up(old)
         return stage
 
     def visible(self) -> list[Stage]:

@@ -115,15 +115,21 @@ class Stages:
         self._by_thread: dict[tuple[Hashable, str], list[Stage]] = {}
         self._latest: OrderedDict[tuple[Level, ...], Attempt] = OrderedDict()
 
-    def _is_over(self, task: Task) -> bool:
-        """Whether a later attempt at the task is known: this one failed, though some of its code still runs."""
+    def _is_latest(self, storage: Hashable, task: Task) -> bool:
+        """Learn of an attempt at a task: those before it are over, and so is it if a later one is known.
+
+        They failed, though some of their code may still run.
+        """
         if task.attempt < self._latest.get(task.levels, task.attempt):
-            return True
+            return False
         self._latest[task.levels] = task.attempt
         self._latest.move_to_end(task.levels)
         if len(self._latest) > KNOWN:
             self._latest.popitem(last=False)
-        return False
+        for stage in self._by_thread.get((storage, task.thread_id), ()):
+            if stage.task.levels == task.levels and stage.task.attempt < task.attempt:
+                stage.over = True
+        return True
 
     def of_thread(self, storage: Hashable, thread_id: str) -> list[Stage]:
         """In the order in which they were made."""
@@ -131,14 +137,10 @@ class Stages:
             return list(self._by_thread.get((storage, thread_id), ()))
 
     def seen_by(self, storage: Hashable, task: Task) -> list[Stage]:
-        """Those of its thread that a task may see. An earlier attempt at it is over from here on."""
-        stages = self.of_thread(storage, task.thread_id)
+        """Those of its thread that a task may see."""
         with self._lock:
-            self._is_over(task)
-            for stage in stages:
-                if stage.task.levels == task.levels and stage.task.attempt < task.attempt:
-                    stage.over = True
-        return [stage for stage in stages if stage.precedes(task)]
+            self._is_latest(storage, task)
+        return [stage for stage in self.of_thread(storage, task.thread_id) if stage.precedes(task)]
 
     def of_storage(self, storage: Hashable) -> list[Stage]:
         with self._lock:
@@ -155,12 +157,10 @@ class Stages:
             for stage in mine:
                 if stage.task.run is task.run and stage.task.attempt == task.attempt:
                     return stage, []
-            if self._is_over(task):
+            if not self._is_latest(storage, task):
                 return Stage(task, owner, over=True), []
             late = time.monotonic() - FORGOTTEN
             replaced = [stage for stage in stages if stage in mine or stage.touched_at < late]
-            for stage in replaced:
-                stage.over = True
             opened = Stage(task, owner)
             kept = [stage for stage in stages if stage not in replaced]
             self._by_thread[storage, task.thread_id] = [*kept, opened]

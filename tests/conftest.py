@@ -36,10 +36,10 @@ settings.load_profile("default")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Chroma's threads do not survive a fork, and a child that counts on them hangs."""
-    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
-    for item in items:
-        if item.get_closest_marker("forks"):
-            item.add_marker(pytest.mark.xdist_group("forks"))  # all in the process that begins with them
+    forking = [item for item in items if item.get_closest_marker("forks")]
+    for item in forking:
+        item.add_marker(pytest.mark.xdist_group("forks"))  # all in the process that begins with them
+    items[:] = [*forking, *(item for item in items if item not in set(forking))]
 
 
 class Clock:

@@ -32,9 +32,10 @@ from memstate_langgraph import (
     copy,
     import_checkpoints,
 )
+from tests.damage import damage
 from tests.models import note
-from tests.servers import behind_its_back, postgres_url, schema_of
-from tests.stores import Unreliable, assert_in_step, hook_over
+from tests.servers import postgres_url, schema_of
+from tests.stores import POSTGRES, SQLITE, Unreliable, assert_in_step, chosen, hook_over
 
 
 def app_on(saver: BaseCheckpointSaver[Any]) -> Any:
@@ -77,11 +78,14 @@ def said_by(memory: MemoryStore) -> Any:
     return memory.query(), memory.log(), threads
 
 
-@pytest.fixture(params=["sqlite to postgres", "postgres to sqlite"])
+ROUND = chosen(awaited=False)
+WAYS = [*zip(ROUND, [*ROUND[1:], ROUND[0]], strict=True), (POSTGRES, SQLITE)]
+"""Every storage as a source and as a target."""
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: " to ".join(place.name for place in way))
 def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MemoryStore, MemoryStore]]:
-    sqlite, server = SQLiteStorage(tmp_path / "s.db"), PostgresStorage(postgres_url(), schema=schema_of(tmp_path))
-    pair = (sqlite, server) if request.param == "sqlite to postgres" else (server, sqlite)
-    source, target = (MemoryStore(storage) for storage in pair)
+    source, target = (MemoryStore(place.storage(tmp_path)) for place in request.param)
     yield source, target
     source.close()
     target.close()
@@ -148,7 +152,7 @@ def test_lost_chunks_are_sent_again(sides: tuple[MemoryStore, MemoryStore]) -> N
     source, target = sides
     lived_in(source)
     copy(source, target)
-    behind_its_back(target.storage, "DELETE FROM chunks")
+    damage(target.storage, "long", "no chunk")
     copy(source, target)
     assert said_by(target) == said_by(source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -33,9 +34,19 @@ class Straggler:
         assert self._told.wait(PATIENCE)
         does()
 
-    def come(self) -> None:
+    def begin(self) -> None:
         self._told.set()
+
+    def come(self) -> None:
+        self.begin()
         self._thread.join()
+
+
+def look(memory: MemoryStore, end: State) -> None:
+    """What was said is what was seen inside and is remembered."""
+    assert end["seen"] == [end["said"]]
+    assert contents(memory) == end["said"]
+    assert_in_step(memory)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -51,9 +62,7 @@ def test_it_comes_when_the_next_attempt_has_written(memory: MemoryStore, durabil
         return {"said": [*said, say(memory, "kept too")], "seen": [contents(memory)]}
 
     end = line(memory, writes, retry_policy=AGAIN).invoke({}, CONFIG, durability=durability)
-    assert end["seen"] == [end["said"]]
-    assert contents(memory) == end["said"]
-    assert_in_step(memory)
+    look(memory, end)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -71,9 +80,7 @@ def test_it_comes_when_the_next_attempt_is_done(memory: MemoryStore, durability:
         return {"said": [say(memory, "after")], "seen": [contents(memory)]}
 
     end = line(memory, writes, after, retry_policy=AGAIN).invoke({}, CONFIG, durability=durability)
-    assert end["seen"] == [end["said"]]
-    assert contents(memory) == end["said"]
-    assert_in_step(memory)
+    look(memory, end)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -94,6 +101,19 @@ def test_the_next_attempt_only_reads(memory: MemoryStore, durability: Durability
     assert_in_step(memory)
 
 
+def test_an_attempt_is_over_in_all_stores(memory: MemoryStore) -> None:
+    other, tries = MemoryStore(memory.storage), itertools.count()
+
+    def writes(state: State) -> State:
+        if next(tries) == 0:
+            say(other, "in vain")
+            raise ValueError("again")
+        return {"said": [say(memory, "kept")]}
+
+    said = line(memory, writes, retry_policy=AGAIN).invoke({}, CONFIG)["said"]
+    assert contents(memory) == said
+
+
 @pytest.mark.parametrize("durability", ["sync", "async"])
 def test_it_comes_in_the_next_run(memory: MemoryStore, durability: Durability) -> None:
     late: list[Straggler] = []
@@ -110,9 +130,7 @@ def test_it_comes_in_the_next_run(memory: MemoryStore, durability: Durability) -
     with pytest.raises(RuntimeError):
         app.invoke({"said": []}, CONFIG, durability=durability)
     end = app.invoke(None, CONFIG, durability=durability)
-    assert end["seen"] == [end["said"]]
-    assert contents(memory) == end["said"]
-    assert_in_step(memory)
+    look(memory, end)
 
 
 def test_the_vectors_that_it_was_preparing_are_removed(memory: MemoryStore, vectors: Unreliable) -> None:
@@ -131,7 +149,7 @@ def test_the_vectors_that_it_was_preparing_are_removed(memory: MemoryStore, vect
     def writes(state: State) -> State:
         if not late:
             late.append(Straggler(lambda: say(memory, "late")))
-            late[0]._told.set()
+            late[0].begin()
             assert preparing.wait(PATIENCE)
             raise ValueError("again")
         said = say(memory, "kept")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,12 @@ def as_json(*arguments: str, code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", code=code).stdout)
 
 
+def python(*arguments: str, more: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with `more` in its environment."""
+    command, environment = [sys.executable, *arguments], {**ENVIRONMENT, **(more or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+
 def shell(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own."""
-    command = [sys.executable, "-m", "memstate_langgraph.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, **options)
+    return python("-m", "memstate_langgraph.cli", *arguments, **options)

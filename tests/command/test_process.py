@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from memstate_langgraph import Fact
-from tests.command.helpers import ENVIRONMENT, VECTORS, shell, store
+from tests.command.helpers import ENVIRONMENT, VECTORS, python, shell, store
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
@@ -37,13 +37,7 @@ def test_a_broken_pipe_is_no_error_wherever_it_shows(folder: Path) -> None:
         "reading.print_json = gone\nimport sys; sys.argv = ['memstate', 'query', 'state.db', '--json']; main()\n",
         encoding="utf-8",
     )
-    done = subprocess.run(
-        [sys.executable, "broken.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    done = python("broken.py", cwd=folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -72,13 +66,7 @@ def test_a_folder_that_another_process_has_open_is_told(folder: Path) -> None:
 def test_looking_loads_no_vector_store(folder: Path) -> None:
     code = "import sys\nfrom memstate_langgraph.cli.app import app\napp(['log', 'state.db'], standalone_mode=False)\n"
     code += "assert 'chromadb' not in sys.modules and 'langchain_chroma' not in sys.modules\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    done = python("-c", code, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -88,13 +76,7 @@ def test_a_fault_of_ours_has_an_exit_code_of_its_own(folder: Path) -> None:
         "import sys; sys.argv = ['memstate', 'log', 'state.db']; main()\n",
         encoding="utf-8",
     )
-    done = subprocess.run(
-        [sys.executable, "faulty.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    done = python("faulty.py", cwd=folder)
     assert done.returncode == 70
     assert "TypeError" in done.stderr
 
@@ -115,10 +97,5 @@ def test_a_terminal_gets_colours(folder: Path) -> None:
 
 def test_the_shell_completes_commands(folder: Path) -> None:
     asked = {"_MEMSTATE_COMPLETE": "complete_bash", "COMP_WORDS": "memstate rol", "COMP_CWORD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "memstate_langgraph.cli"],
-        capture_output=True,
-        text=True,
-        env={**ENVIRONMENT, **asked},
-    )
+    done = shell(more=asked)
     assert done.stdout.split() == ["rollback"]

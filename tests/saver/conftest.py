@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from memstate_langgraph import (
-    AsyncInMemoryStorage,
-    AsyncMemoryStore,
-    AsyncPostgresStorage,
-    AsyncSQLiteStorage,
-    InMemoryStorage,
-    MemoryStore,
-    MemStateCheckpointer,
-    PostgresStorage,
-    SQLiteStorage,
-)
-from tests.servers import postgres_url, schema_of
-
-STORES: dict[str, Callable[[Path], Any]] = {
-    "memory": lambda path: MemoryStore(InMemoryStorage()),
-    "sqlite": lambda path: MemoryStore(SQLiteStorage(path)),
-    "async memory": lambda path: AsyncMemoryStore(AsyncInMemoryStorage()),
-    "async sqlite": lambda path: AsyncMemoryStore(AsyncSQLiteStorage(path)),
-    "postgres": lambda path: MemoryStore(PostgresStorage(postgres_url(), schema=schema_of(path))),
-    "async postgres": lambda path: AsyncMemoryStore(AsyncPostgresStorage(postgres_url(), schema=schema_of(path))),
-}
+from memstate_langgraph import MemStateCheckpointer
+from tests.stores import PLACES
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=PLACES, ids=lambda place: place.name)
 def saver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemStateCheckpointer]:
-    saver = MemStateCheckpointer(memory=STORES[request.param](tmp_path / "state.db"))
+    place = request.param
+    saver = MemStateCheckpointer(memory=place.store_on(place.storage(tmp_path)))
     yield saver
     saver.close()

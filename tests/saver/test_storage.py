@@ -22,7 +22,10 @@ from memstate_langgraph import (
     MemoryStore,
     MemStateCheckpointer,
     SQLiteStorage,
+    checkpoint_ops as ops,
 )
+from memstate_langgraph.ops import Plan, reads
+from tests.damage import DAMAGES, damage
 from tests.models import note
 from tests.saver.helpers import META, chat, checkpoint, config, forgetful
 from tests.servers import behind_its_back
@@ -49,6 +52,14 @@ def test_a_turn_costs_what_is_new_in_it(tmp_path: Path) -> None:
     assert third < first * 1.35
 
 
+@reads
+def _held(thread_id: str, pool: bytes) -> Plan[tuple[set[ops.ValueKey], int]]:
+    """Which values a thread has, and how many chunks and pending writes."""
+    values = yield from ops.FindValues(thread_id, "")
+    chunks = yield from ops.PoolChunks(pool)
+    return {row.key for row in values}, len(chunks) + len((yield from ops.FindWrites(thread_id)))
+
+
 def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> None:
     app = chat(saver)
     for name in ("t", "other"):
@@ -60,43 +71,38 @@ def test_pruning_gives_back_what_nothing_needs(saver: MemStateCheckpointer) -> N
     saver.prune(["t"])
     assert len(list(saver.list(config()))) == 1
     assert app.get_state(config()).values == before
-    storage: Any = saver.memory.storage
     versions = saver.get_tuple(config()).checkpoint["channel_versions"]  # type: ignore[union-attr]
-    held = behind_its_back(storage, "SELECT channel, version FROM channel_values WHERE thread_id = 't'")
-    assert set(held) <= set(versions.items())
+    pool = saver._storage.run(reads(lambda: iter(ops.Pool("t")))())
+    assert pool is not None
+    held, pieces = saver._storage.run(_held("t", pool))
+    assert held <= set(versions.items())
+    assert pieces
     app.invoke({"messages": [HumanMessage("and on")]}, config())
     assert len(app.get_state(config()).values["messages"]) == 26
     saver.prune(["t"], strategy="max_age", max_age=timedelta(days=1))
     saver.delete_thread("t")
     saver.delete_thread("other")
-    for table in ("checkpoints", "channel_values", "chunks", "threads", "writes"):
-        assert behind_its_back(storage, f"SELECT count(*) FROM {table}") == [(0,)], table
+    assert list(saver.list(None)) == []
+    assert saver._storage.run(_held("t", pool)) == (set(), 0)
 
 
 def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello" * 50)]}, config())
     values = app.get_state(config()).values
+    saver.put_writes(saver.get_tuple(config()).config, [("a", "waits"), ("b", "x" * 5000)], "task")  # type: ignore[union-attr]
     saver.copy_thread("t", "copy")
     saver.delete_thread("t")
     assert app.get_state(config("copy")).values == values
+    pending = saver.get_tuple(config("copy")).pending_writes  # type: ignore[union-attr]
+    assert pending == [("task", "a", "waits"), ("task", "b", "x" * 5000)]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE writes SET value = ?",
-        "UPDATE chunks SET data = ?, packed = 0",
-        "UPDATE chunks SET data = ?, packed = 1",
-        "DELETE FROM chunks",
-        "UPDATE checkpoints SET body = ?",
-    ],
-)
-def test_a_damaged_chunk_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer, damage: str) -> None:
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer, what: str) -> None:
     app = chat(saver)
     app.invoke({"messages": [HumanMessage("hello " * 50)]}, config("broken"))
-    storage: Any = saver.memory.storage
-    behind_its_back(storage, damage, [bytes(10_000)] * damage.count("?"))  # long enough for what is read of it
+    damage(saver._storage, "broken", what)
     with pytest.raises(DamagedCheckpoint, match=r"'broken'.*checkpoint"):
         list(chat(forgetful(saver)).get_state_history(config("broken")))
 
