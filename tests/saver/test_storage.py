@@ -98,6 +98,20 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
     assert pending == [("task", "a", "waits"), ("task", "b", "x" * 5000)]
 
 
+def test_a_thread_that_another_began_anew_goes_on(saver: MemStateCheckpointer) -> None:
+    def put(by: MemStateCheckpointer, values: list[str], version: str) -> None:
+        by.put(config(), checkpoint({"a": values}, {"a": version}), META, {"a": version})
+
+    another, old = forgetful(saver), [f"{i} " * 500 for i in range(4)]
+    put(saver, old, "1")
+    another.delete_thread("t")
+    put(another, ["new"], "1")
+    put(saver, [*old, "more"], "2")
+    found = forgetful(saver).get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"a": [*old, "more"]}
+
+
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_an_error_never_a_wrong_state(saver: MemStateCheckpointer, what: str) -> None:
     app = chat(saver)
