@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+INSTALL = $(BIN)/python -m pip install --quiet --editable ".[local,postgres,redis]" --group dev
 
 .PHONY: demo test lint types layers torture bench notebooks docs clean
 
@@ -38,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,redis]" --group dev
+	$(INSTALL) --constraint constraints.txt || { echo "not all versions of constraints.txt are to be had: taking others"; $(INSTALL); }
 	touch $(READY)
 
 clean:
