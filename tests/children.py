@@ -17,7 +17,7 @@ from typing import IO, Any
 Say = Callable[[Any], None]
 
 PATIENCE = 120
-"""Seconds after which a child is taken to hang, and ends by a signal."""
+"""Seconds after which what a test waits for is taken to hang; a child ends by a signal."""
 
 
 def warm() -> None:

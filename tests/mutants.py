@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", COSTS + "::test_cost_does_not_grow"),
     Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value)", "(SELECT count(*) FROM log m WHERE m.fact_id = wanted.value)", COSTS + "::test_cost_does_not_grow"),
     Mutant("contention is an error", "backends/sqlite.py", "            return _Contention(str(error))", '            return StorageError(f"{self.path}: {error}")', SQLITE + "::test_a_held_file_is_reported_and_usable_afterwards"),
-    Mutant("a cancelled call goes on", "backends/sqlite.py", "                await asyncio.wait([done])\n                done.exception()\n", "                pass\n", CONCURRENCY + "::test_a_cancelled_call_is_all_or_nothing"),
+    Mutant("a cancelled call goes on", "backends/threads.py", "            await asyncio.wait([done])\n            done.exception()\n", "            pass\n", CONCURRENCY + "::test_a_cancelled_call_has_ended_when_it_returns"),
     Mutant("the log may be changed", "backends/schema/sqlite.sql", "        NEW.purged AND NEW.after IS NULL", "        1 OR NEW.purged AND NEW.after IS NULL", SQLITE + "::test_the_log_refuses_to_be_changed"),
     Mutant("the log may be deleted", "backends/schema/sqlite.sql", "CREATE TRIGGER log_keeps_rows BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;", "", SQLITE + "::test_the_log_refuses_to_be_changed"),
     Mutant("writes begin as reads", "backends/sqlite.py", '"BEGIN IMMEDIATE" if work.write else "BEGIN"', '"BEGIN"', SQLITE + "::test_a_write_plan_holds_the_file_from_its_first_question"),

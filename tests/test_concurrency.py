@@ -28,7 +28,9 @@ from memstate_langgraph import (
     StorageClosed,
     VectorStoreSyncHook,
 )
+from memstate_langgraph.ops import LastSeq, Plan, reads
 from memstate_langgraph.vectors import Hits
+from tests.children import PATIENCE
 from tests.models import note, preference, register
 from tests.stores import Place, Unreliable, assert_in_step, awaited, collect, found, hook_over, live, places, texts
 
@@ -163,6 +165,27 @@ async def test_a_cancelled_call_is_all_or_nothing(place: Place, tmp_path: Path) 
     assert report.ok, str(report)
     assert len(vectors.store) == len(await memory.query())
     await memory.close()
+
+
+@places(awaited=True, durable=True)
+async def test_a_cancelled_call_has_ended_when_it_returns(place: Place, tmp_path: Path) -> None:
+    storage, began, go_on = place.storage(tmp_path), threading.Event(), threading.Event()
+
+    @reads
+    def slow() -> Plan[int]:
+        began.set()
+        assert go_on.wait(PATIENCE)
+        return (yield from LastSeq())
+
+    call = asyncio.create_task(storage.run(slow()))
+    assert await asyncio.to_thread(began.wait, PATIENCE)
+    call.cancel()
+    await asyncio.wait([call], timeout=0.05)
+    assert not call.done(), "its plan still runs"
+    go_on.set()
+    await asyncio.wait([call], timeout=PATIENCE)
+    assert call.cancelled()
+    await storage.close()
 
 
 def test_a_storage_outlives_event_loops(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from memstate_langgraph.landing import Event, Result, concerned
 from memstate_langgraph.ops import Plan, Work
 from memstate_langgraph.run import Flow, perform
 from memstate_langgraph.staging import STAGES, Stage
+from tests.children import PATIENCE
 from tests.graphs import CONFIG, DURABILITIES, Durability, State, contents, line, nested, outside, say
 from tests.models import note, register
 from tests.stores import REDIS, Unreliable, assert_in_step
-
-PATIENCE = 10
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from memstate_langgraph import MemoryStore
+from tests.children import PATIENCE
 from tests.graphs import AGAIN, CONFIG, DURABILITIES, Durability, State, contents, line, say, views
 from tests.stores import Unreliable, assert_in_step
-
-PATIENCE = 10
 
 
 @pytest.fixture

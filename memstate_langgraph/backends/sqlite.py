@@ -24,6 +24,7 @@ import aiosqlite
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
 from memstate_langgraph.backends.statements import Sql, Statement
+from memstate_langgraph.backends.threads import to_its_end
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import Progress, check_progress, drive, pauses, tell
@@ -449,14 +450,7 @@ class _Worker:
                 job.set_exception(error)
 
         self._connection._tx.put_nowait((None, run))
-        done = asyncio.wrap_future(job)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            if not job.cancel():  # it is running: what it does is done when we return
-                await asyncio.wait([done])
-                done.exception()
-            raise
+        return await to_its_end(job)
 
     async def stop(self) -> None:
         self._connection._connection = None  # the engine closes its own connections
