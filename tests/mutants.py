@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tests.nursery import Nursery
+from tests.servers import postgres_url
 
 ROOT = Path(__file__).parent.parent
 
@@ -260,7 +261,7 @@ _mine = threading.local()
 def _nursery() -> Nursery:
     """Of this thread of this process, which may be a fork of one that had another."""
     if getattr(_mine, "pid", None) != os.getpid():
-        _mine.pid, _mine.nursery = os.getpid(), Nursery()
+        _mine.pid, _mine.nursery = os.getpid(), Nursery({"MEMSTATE_POSTGRES_URL": postgres_url()})
     found: Nursery = _mine.nursery
     return found
 
@@ -269,6 +270,7 @@ def run(mutants: Sequence[Mutant], workers: int = 2) -> list[str]:
     """Try the mutants, print a table; the survivors."""
     table = Table("breakage", "in", "caught by", "seconds", title=f"{len(mutants)} mutants")
     survivors = []
+    postgres_url()  # a server for all, before two threads start it at once
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda mutant: caught_by(mutant, Path(folder)), mutants)
         for mutant, (test, seconds) in zip(mutants, track(results, "mutants", len(mutants)), strict=True):

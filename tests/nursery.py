@@ -13,8 +13,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,19 @@ OURS = ("memstate_langgraph", "tests")
 
 
 class Nursery:
-    """Ends with the process that made it. Not for several threads."""
+    """Ends with the process that made it. Not for several threads.
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    A run ends without ceremony: what it should leave behind for nobody is in its folder, and a server that it should
+    use is named in `environment`.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
 
     def run(self, folder: Path, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
         """The exit code of pytest in a folder, None if it took longer, and what it printed."""
@@ -55,6 +65,9 @@ def born(folder: str, arguments: list[str], output: str) -> int:
     os.chdir(folder)
     os.environ["PYTHONPATH"] = folder
     sys.path.insert(0, folder)
+    files = Path(folder) / "tmp"
+    files.mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(files)
     code = 3
     try:
         code = int(pytest.main(arguments))

@@ -34,7 +34,7 @@ from tests.children import warm
 from tests.faults import FAULTS
 from tests.graphs import DURABILITIES
 from tests.matrix import OPERATIONS, Case, Matrix
-from tests.servers import postgres_url
+from tests.servers import postgres_url, redis_url
 from tests.stores import POSTGRES, REDIS, chosen
 
 WORKERS = max(2, os.cpu_count() or 2)
@@ -291,7 +291,8 @@ def main(arguments: Sequence[str]) -> int:
     folder = tempfile.mkdtemp()
     try:
         warm()
-        postgres_url()  # its server must outlive the workers
+        for start in (postgres_url, redis_url):  # here, so that the servers outlive the workers
+            start()
         global MATRIX
         MATRIX = Matrix(Path(folder))
         tally = run(options.minutes, options.scale, options.seed, console)
