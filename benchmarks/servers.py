@@ -68,7 +68,8 @@ class Postgres:
     def __init__(self, url: str | None = None) -> None:
         self.url = url or postgres_url()
         if url is None and "MEMSTATE_POSTGRES_URL" not in os.environ:
-            postgres().psql("ALTER SYSTEM RESET fsync")
+            for setting in ("fsync", "autovacuum"):  # as everybody has them
+                postgres().psql(f"ALTER SYSTEM RESET {setting}")
             postgres().psql("SELECT pg_reload_conf()")
 
     def storage(self, room: str) -> PostgresStorage:

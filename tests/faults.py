@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memstate_langgraph import AsyncSQLiteStorage, SQLiteStorage, VectorStoreSyncHook
+from memstate_langgraph import VectorStoreSyncHook
 from memstate_langgraph.ops import Op, Plan, Work
-from memstate_langgraph.run import Progress
+from memstate_langgraph.run import AsyncStorage, Progress, Storage
 from memstate_langgraph.vectors import Text
 
 R = TypeVar("R")
@@ -178,11 +178,10 @@ def named(work: Work[Any]) -> tuple[str, str]:
 
 
 class FaultyStorage:
-    """A SQLite storage that crosses a point before, inside (at each question) and after each transaction."""
+    """A storage that crosses a point before, inside (at each question) and after each transaction."""
 
-    def __init__(self, inner: SQLiteStorage, points: Points) -> None:
+    def __init__(self, inner: Storage, points: Points) -> None:
         self.inner, self.points = inner, points
-        self.engine = inner.engine
 
     @property
     def identity(self) -> Hashable:
@@ -208,9 +207,8 @@ class FaultyStorage:
 class AsyncFaultyStorage:
     """The async door of `FaultyStorage`."""
 
-    def __init__(self, inner: AsyncSQLiteStorage, points: Points) -> None:
+    def __init__(self, inner: AsyncStorage, points: Points) -> None:
         self.inner, self.points = inner, points
-        self.engine = inner.engine
 
     @property
     def identity(self) -> Hashable:

@@ -1,4 +1,4 @@
-"""The fault matrix: operations, faults, and what must hold after each, over real SQLite and Chroma files.
+"""The fault matrix: operations, faults, and what must hold after each, over a real storage and Chroma files.
 
 `Matrix.trial` lets one fault happen at one point of one operation in a process of its own. Then, and in the next
 process before any recovery, a reader sees the state before the operation or the state after it, never a part, and
@@ -12,7 +12,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,20 @@ from memstate_langgraph import AsyncMemoryStore, MemoryStore, MemStateCheckpoint
 from tests.children import in_child
 from tests.faults import BUSY_TIMEOUT, FAULTS, AsyncFaultyStorage, FaultyHook, FaultyStorage, Locker, Points
 from tests.models import note, preference, register
-from tests.stores import awaited, collect, found, live, replayed
+from tests.servers import forget_postgres, forget_redis
+from tests.stores import POSTGRES, REDIS, Place, awaited, collect, found, live, replayed, settle
 
 State = dict[str, Any]
 
 DOORS = ["sync", "async"]
+
+IN_A_FILE = Place("sqlite", lambda folder: SQLiteStorage(folder / "state.db", busy_timeout=BUSY_TIMEOUT), durable=True)
+
+FORGET: dict[str, Callable[[Path], None]] = {POSTGRES.name: forget_postgres, REDIS.name: forget_redis}
+"""How what is kept on a server for a folder is removed."""
+
+OF_FILES = {"disk full", "locked", "locked for long"}
+"""Faults that a server's client does not meet."""
 
 
 @dataclass
@@ -40,7 +51,7 @@ class World:
     memory: MemoryStore
     saver: BaseCheckpointSaver[str]
     hook: FaultyHook
-    storage: SQLiteStorage
+    storage: Any
     door: str
 
     def save(self, method: str, *args: Any) -> None:
@@ -51,10 +62,10 @@ class World:
             face._runner.run(getattr(self.saver, f"a{method}")(*args))
 
 
-def open_world(folder: Path, points: Points, door: str = "sync", late: float = 0.0) -> World:
+def open_world(place: Place, folder: Path, points: Points, door: str = "sync", late: float = 0.0) -> World:
     vectors = Chroma("notes", DeterministicFakeEmbedding(size=8), persist_directory=str(folder / "chroma"))
     hook = FaultyHook(points, vectors, text_field="content", lease=0.0, grace=0.0, late=late)
-    storage = SQLiteStorage(folder / "state.db", busy_timeout=BUSY_TIMEOUT)
+    storage = place.storage(folder)
     memory: Any
     if door == "sync":
         memory = MemoryStore(FaultyStorage(storage, points), [hook])
@@ -135,8 +146,8 @@ OPERATIONS: dict[str, Operation] = {
 # --- what there is before
 
 
-def seed(folder: Path) -> None:
-    world = open_world(folder, Points())
+def seed(place: Place, folder: Path) -> None:
+    world = open_world(place, folder, Points())
     memory = world.memory
     memory._core._collected = 10**12  # leave the replaced vectors for the tests to collect
     for fact_id in "abcd":
@@ -150,9 +161,9 @@ def seed(folder: Path) -> None:
     memory.close()
 
 
-def damage(folder: Path) -> None:
+def damage(place: Place, folder: Path) -> None:
     """Take vectors away and put strange ones in, past the store: what `repair` is for."""
-    world = open_world(folder, Points())
+    world = open_world(place, folder, Points())
     vectors: Any = world.hook.vector_store
     vectors.delete((world.hook.ids() or [])[:3])
     vectors.add_documents([Document(id=f"stray {i}", page_content="nobody's") for i in range(3)])
@@ -181,11 +192,11 @@ def state(world: World) -> State:
     return {"facts": facts, "checkpoints": rendered(MemStateCheckpointer(MemoryStore(world.storage)))}
 
 
-def run(folder: Path, operation: str, door: str, at: int, fault: str) -> State:
+def run(place: Place, folder: Path, operation: str, door: str, at: int, fault: str) -> State:
     """An operation with a fault at a point; what it was and what is there afterwards. If it was not killed."""
     locker = Locker(folder / "state.db") if fault.startswith("locked") else None
     points = Points(at=at, fault=FAULTS[fault], locker=locker)
-    world = open_world(folder, points, door, late=0.1 if fault == "late" else 0.0)
+    world = open_world(place, folder, points, door, late=0.1 if fault == "late" else 0.0)
     world.memory._core._collected = 0.0
     points.armed = True
     raised = None
@@ -215,10 +226,11 @@ def arrival(world: World) -> list[str]:
     return [*problems, *([] if held == len(shown) else [f"{held} vectors for {len(shown)} after a late arrival"])]
 
 
-def examine(folder: Path, operation: str) -> State:
+def examine(place: Place, folder: Path, operation: str) -> State:
     """What a new process sees, before any recovery, and what repair leaves."""
-    world = open_world(folder, Points())
+    world = open_world(place, folder, Points())
     memory, damaged = world.memory, OPERATIONS[operation].on_damage
+    settle(memory)
     seen, facts, hits = state(world), live(memory), found(memory)
     problems = []
     if not (hits.items() <= facts.items() if damaged else hits == facts):
@@ -263,30 +275,45 @@ class Case:
 
 @dataclass
 class Matrix:
-    """All cases over copies of one seeded folder."""
+    """All cases over one storage; those in a file begin with a copy of what was seeded, the others are seeded anew."""
 
     folder: Path
+    place: Place = IN_A_FILE
     _expected: dict[tuple[str, str], Expected] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        in_child(lambda: seed(self._seed(False)))
-        shutil.copytree(self._seed(False), self._seed(True))
-        in_child(lambda: damage(self._seed(True)))
+        if self.place is not IN_A_FILE:
+            self.place.storage(self.folder).close()  # here, so that the server that it may need outlives the children
 
-    def _seed(self, damaged: bool) -> Path:
-        return self.folder / ("damaged" if damaged else "seed")
+    def _seeded(self, folder: Path, damaged: bool) -> Path:
+        if self.place is not IN_A_FILE:
+            self._seed(folder, damaged)
+        else:
+            origin = self.folder / f"seed{' damaged' * damaged}"
+            if not origin.exists():
+                self._seed(origin, damaged)
+            shutil.copytree(origin, folder)
+        return folder
 
-    def _copy(self, operation: str, name: str) -> Path:
-        copy = self.folder / name
-        shutil.copytree(self._seed(OPERATIONS[operation].on_damage), copy)
-        return copy
+    def _seed(self, folder: Path, damaged: bool) -> None:
+        for prepare in (seed, damage) if damaged else (seed,):
+            ended = in_child(partial(prepare, self.place, folder))
+            assert ended == (0, None), ended
+
+    @contextmanager
+    def _scene(self, operation: str, name: str) -> Iterator[Path]:
+        folder = self._seeded(self.folder / name, OPERATIONS[operation].on_damage)
+        yield folder
+        shutil.rmtree(folder)
+        if forget := FORGET.get(self.place.name):
+            forget(folder)
 
     def expected(self, operation: str, door: str) -> Expected:
         """The state before and after, and the points in between, from a run without a fault."""
         if (operation, door) not in self._expected:
-            folder = self._copy(operation, "clean")
-            _, before = in_child(lambda: state(open_world(folder, Points())))
-            _, whole = in_child(lambda: run(folder, operation, door, 0, "fail"))
+            with self._scene(operation, f"clean-{os.getpid()}") as folder:
+                _, before = in_child(lambda: state(open_world(self.place, folder, Points())))
+                _, whole = in_child(lambda: run(self.place, folder, operation, door, 0, "fail"))
             assert whole["raised"] is None, whole
             for said, calls in ((before, False), (whole["state"], True)):
                 right = InMemorySaver()
@@ -296,11 +323,12 @@ class Matrix:
                     OPERATIONS[operation].expect(right)
                 assert said["checkpoints"] == rendered(right), operation
             self._expected[operation, door] = Expected(before, whole["state"], whole["labels"])
-            shutil.rmtree(folder)
         return self._expected[operation, door]
 
     def cases(self, operation: str, door: str, fault: str) -> Iterator[Case]:
         """A fault at each point where it can happen."""
+        if fault in OF_FILES and self.place is not IN_A_FILE:
+            return
         for at, label in enumerate(self.expected(operation, door).labels, start=1):
             possible = {
                 "late": label in ("before an upsert", "in the middle of a batch"),
@@ -313,18 +341,18 @@ class Matrix:
     def trial(self, case: Case) -> list[str]:
         """What is wrong after the fault; nothing, if the promises hold."""
         expected = self.expected(case.operation, case.door)
-        folder = self._copy(case.operation, f"{case.operation}-{case.door}-{case.fault}-{case.at}-{os.getpid()}")
-        killed, result = in_child(lambda: run(folder, case.operation, case.door, case.at, case.fault))
-        problems = self._judge(case, expected, killed, result)
-        _, report = in_child(lambda: examine(folder, case.operation))
+        name = f"{case.operation}-{case.door}-{case.fault}-{case.at}-{os.getpid()}"
+        with self._scene(case.operation, name) as folder:
+            killed, result = in_child(lambda: run(self.place, folder, case.operation, case.door, case.at, case.fault))
+            problems = self._judge(case, expected, killed, result)
+            _, report = in_child(lambda: examine(self.place, folder, case.operation))
         if "error" in report:
             problems.append(report["error"])
         else:
             problems += report["problems"]
             if report["seen"] not in (expected.before, expected.after):
                 problems.append(f"the next process sees a part: {report['seen']}")
-        shutil.rmtree(folder)
-        where = f"{case} {expected.labels[case.at - 1]!r} of {len(expected.labels)}"
+        where = f"{self.place.name}, {case} {expected.labels[case.at - 1]!r} of {len(expected.labels)}"
         return [f"{where}: {problem}" for problem in problems]
 
     def _judge(self, case: Case, expected: Expected, killed: int, result: Any) -> list[str]:

@@ -142,7 +142,8 @@ MUTANTS = [
     # storage
     Mutant("no index on what is due", "backends/schema/sqlite.sql", "CREATE INDEX vectors_due ON vectors (due) WHERE due IS NOT NULL;", "", COSTS + "::test_cost_does_not_grow"),
     Mutant("no index on a session's steps", "backends/schema/sqlite.sql", "CREATE INDEX steps_session ON steps (session_id, seq);", "", COSTS + "::test_cost_does_not_grow"),
-    Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value)", "(SELECT count(*) FROM log m WHERE m.fact_id = wanted.value)", COSTS + "::test_cost_does_not_grow"),
+    Mutant("finding a singleton reads its neighbours", "backends/sql.py", "(SELECT f.id FROM facts f WHERE f.type = ?", "(SELECT f.id FROM facts f WHERE f.type || '' = ?", POSTGRES_COSTS + "::test_plans_that_are_kept_look_up"),
+    Mutant("finding the newest entry reads the history", "backends/sql.py", "(SELECT max(m.version) FROM log m WHERE m.fact_id = ?)", "(SELECT count(*) FROM log m WHERE m.fact_id = ?)", COSTS + "::test_cost_does_not_grow"),
     Mutant("contention is an error", "backends/sqlite.py", "            return _Contention(str(error))", '            return StorageError(f"{self.path}: {error}")', SQLITE + "::test_a_held_file_is_reported_and_usable_afterwards"),
     Mutant("a cancelled call goes on", "backends/threads.py", "            await asyncio.wait([done])\n            done.exception()\n", "            pass\n", CONCURRENCY + "::test_a_cancelled_call_has_ended_when_it_returns"),
     Mutant("the log may be changed", "backends/schema/sqlite.sql", "        NEW.purged AND NEW.after IS NULL", "        1 OR NEW.purged AND NEW.after IS NULL", SQLITE + "::test_the_log_refuses_to_be_changed"),

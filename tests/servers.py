@@ -111,3 +111,16 @@ def behind_its_back(storage: Any, text: str, parameters: Sequence[Any] = ()) -> 
     with psycopg.connect(storage._server.conninfo, autocommit=True) as wire:
         cursor = wire.execute(storage.engine.text(text), parameters or None)
         return cursor.fetchall() if cursor.description else []
+
+
+def forget_postgres(folder: Path) -> None:
+    """Remove the schema of a folder."""
+    with psycopg.connect(postgres_url(), autocommit=True) as wire:
+        wire.execute(f"DROP SCHEMA IF EXISTS {schema_of(folder)} CASCADE")
+
+
+def forget_redis(folder: Path) -> None:
+    """Remove the keys of a folder."""
+    with redis.Redis.from_url(redis_url()) as client:
+        if keys := list(client.scan_iter(f"*{schema_of(folder)}*", count=1000)):
+            client.delete(*keys)

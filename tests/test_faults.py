@@ -6,17 +6,22 @@ All kills, but of a rebuild, and a few of the other faults run in `make test`, a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.children import warm
 from tests.faults import FAULTS
-from tests.matrix import DOORS, OPERATIONS, Matrix
+from tests.matrix import DOORS, IN_A_FILE, OF_FILES, OPERATIONS, Matrix
+from tests.stores import POSTGRES, REDIS, Place
 
 pytestmark = pytest.mark.forks
 
 ONLY_SYNC = {"interrupt", "late", "locked", "locked for long"}
 """Interrupts end an event loop; the others concern what both doors share."""
+
+PLACES = [IN_A_FILE, POSTGRES, REDIS]
 
 QUICK = {
     ("update", "sync", "late"),
@@ -24,42 +29,53 @@ QUICK = {
     ("delete", "async", "cancel"),
     ("put", "async", "cancel"),
 }
-"""What `make test` tries beside kills through the sync door."""
+"""What `make test` tries in a file beside kills through the sync door."""
+
+QUICK_ON_SERVERS = {("commit", "sync", "kill"), ("put", "sync", "kill")}
 
 
-def combinations() -> list[tuple[str, str, str]]:
-    return [
-        (operation, door, fault)
-        for operation, door, fault in itertools.product(OPERATIONS, DOORS, FAULTS)
-        if not (door == "async" and fault in ONLY_SYNC) and not (door == "sync" and fault == "cancel")
-    ]
+def combinations() -> Iterator[Any]:
+    for each in itertools.product(PLACES, OPERATIONS, DOORS, FAULTS):
+        if is_possible(*each):
+            place, *words = each
+            yield pytest.param(*each, marks=[pytest.mark.long] * is_long(*each), id="-".join([place.name, *words]))
 
 
-def is_long(operation: str, door: str, fault: str) -> bool:
-    if (operation, door, fault) == ("rebuild", "sync", "kill"):
+def is_possible(place: Place, operation: str, door: str, fault: str) -> bool:
+    if place is not IN_A_FILE and fault in OF_FILES:
+        return False
+    return fault not in ONLY_SYNC if door == "async" else fault != "cancel"
+
+
+def is_long(place: Place, operation: str, door: str, fault: str) -> bool:
+    each = (operation, door, fault)
+    if place is not IN_A_FILE:
+        return each not in QUICK_ON_SERVERS
+    if each == ("rebuild", "sync", "kill"):
         return True  # its points are those of a repair
-    return (door, fault) != ("sync", "kill") and (operation, door, fault) not in QUICK
+    return (door, fault) != ("sync", "kill") and each not in QUICK
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+def matrices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Matrix]:
     warm()
-    return Matrix(tmp_path_factory.mktemp("matrix"))
+    return {place.name: Matrix(tmp_path_factory.mktemp(place.name), place) for place in PLACES}
 
 
-@pytest.mark.parametrize(
-    ("operation", "door", "fault"),
-    [pytest.param(*each, marks=pytest.mark.long if is_long(*each) else ()) for each in combinations()],
-)
-def test_a_fault_at_every_point(operation: str, door: str, fault: str, matrix: Matrix) -> None:
+@pytest.mark.parametrize(("place", "operation", "door", "fault"), list(combinations()))
+def test_a_fault_at_every_point(
+    place: Place, operation: str, door: str, fault: str, matrices: dict[str, Matrix]
+) -> None:
+    matrix = matrices[place.name]
     cases = list(matrix.cases(operation, door, fault))
     assert cases or (operation != "transaction" and fault in ONLY_SYNC), "a point is where the fault can happen"
     for case in cases:
         assert matrix.trial(case) == []
 
 
-def test_the_matrix_has_its_points(matrix: Matrix) -> None:
+def test_the_matrix_has_its_points(matrices: dict[str, Matrix]) -> None:
     """Enough kills, and none of the kinds of points missing."""
+    matrix = matrices[IN_A_FILE.name]
     kills = [case for operation in OPERATIONS for case in matrix.cases(operation, "sync", "kill")]
     assert len(kills) >= 300
     labels = {label for operation in OPERATIONS for label in matrix.expected(operation, "sync").labels}

@@ -33,11 +33,12 @@ from tests import histories, killed_graph, mutants, soak
 from tests.children import warm
 from tests.faults import FAULTS
 from tests.graphs import DURABILITIES
-from tests.matrix import OPERATIONS, Case, Matrix
+from tests.matrix import IN_A_FILE, OPERATIONS, Case, Matrix
 from tests.servers import postgres_url, redis_url
 from tests.stores import POSTGRES, REDIS, chosen
 
-WORKERS = max(2, os.cpu_count() or 2)
+WORKERS = 1 + max(2, os.cpu_count() or 2)
+"""One more than cores: some wait for locks and leases."""
 
 IN_MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 """Files are there if it has so many bytes: SIGKILL takes no written page, and Chroma is half as fast on a disk."""
@@ -45,13 +46,16 @@ IN_MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 KILLS, OPERATIONS_DONE, HISTORIES = 2_000, 100_000, 200
 """What a run at scale 1 must reach."""
 
+KILLS_ON_SERVERS = 600
+"""So many of the kills, at points drawn from all of theirs; the others are at every point of a file."""
+
 GRAPH_KILLS, DIRECT_KILLS, KILLS_AT_ONCE = 300, 30, 6
 """Kills of graphs that write to memory: on this package, with direct writes beside LangGraph's saver, in one job."""
 
 OTHER_FAULTS = 800
 """Trials of faults that do not kill, drawn from all of them."""
 
-SOAK_KILLS, SOAK_SECONDS = 5, 6.0
+SOAK_KILLS, SOAK_SECONDS = 5, 12.0
 """A store lives through so many kills, each after up to so many seconds of work."""
 
 
@@ -81,14 +85,14 @@ class Tally:
 # --- jobs: each runs in one of the workers
 
 
-MATRIX: Matrix
-"""Made before the workers are forked, so that they all share its seeded folders."""
+MATRICES: dict[str, Matrix] = {}
+"""By storage. Made before the workers are forked, so that they all share seeded folders and servers."""
 
 
-def place_faults(cases: Sequence[Case]) -> Tally:
+def place_faults(cases: Sequence[tuple[str, Case]]) -> Tally:
     tally = Tally()
-    for case in cases:
-        problems = MATRIX.trial(case)
+    for storage, case in cases:
+        problems = MATRICES[storage].trial(case)
         tally.kills += case.fault == "kill"
         tally.faults += case.fault != "kill"
         tally.drifts += bool(problems)
@@ -160,18 +164,18 @@ def safely(job: Job) -> Tally:
 # --- which jobs
 
 
-def all_cases(fault: str) -> list[Case]:
+def all_cases(storage: str, fault: str) -> list[tuple[str, Case]]:
     doors = {"interrupt": ["sync"], "late": ["sync"], "cancel": ["async"], "locked": ["sync"]}
     doors["locked for long"] = ["sync"]
     return [
-        case
+        (storage, case)
         for operation in OPERATIONS
         for door in doors.get(fault, ["sync", "async"])
-        for case in MATRIX.cases(operation, door, fault)
+        for case in MATRICES[storage].cases(operation, door, fault)
     ]
 
 
-def batches(cases: Sequence[Case], size: int = 10) -> Iterator[Job]:
+def batches(cases: Sequence[tuple[str, Case]], size: int = 10) -> Iterator[Job]:
     for start in range(0, len(cases), size):
         yield partial(place_faults, cases[start : start + size])
 
@@ -185,13 +189,17 @@ def graphs(scale: float, seed: int) -> Iterator[Job]:
 
 def planned(scale: float, seed: int) -> dict[str, list[Job]]:
     dice = random.Random(seed)
-    kills = all_cases("kill")
-    rounds = [dice.sample(kills, len(kills)) for _ in range(1 + round(KILLS * scale) // len(kills))]
-    others = [case for fault in FAULTS if fault != "kill" for case in all_cases(fault)]
+    on_servers = [case for place in (POSTGRES, REDIS) for case in all_cases(place.name, "kill")]
+    kills = dice.sample(on_servers, round(KILLS_ON_SERVERS * scale))
+    while len(kills) < round(KILLS * scale):  # every point of the file, as often as it goes
+        in_a_file = all_cases(IN_A_FILE.name, "kill")
+        kills += dice.sample(in_a_file, len(in_a_file))
+    kills = kills[: round(KILLS * scale)]
+    others = [case for fault in FAULTS if fault != "kill" for storage in MATRICES for case in all_cases(storage, fault)]
     chosen = dice.sample(mutants.MUTANTS, max(1, min(len(mutants.MUTANTS), round(len(mutants.MUTANTS) * scale))))
     return {
         "histories": [partial(keep_history, seed * 10_000 + i) for i in range(max(1, round(HISTORIES * scale)))],
-        "kills at every point": list(batches(list(itertools.chain(*rounds))[: round(KILLS * scale)])),
+        "kills at every point": list(batches(dice.sample(kills, len(kills)))),
         "killed graphs": list(graphs(scale, seed)),
         "other faults": list(batches(dice.sample(others, min(len(others), round(OTHER_FAULTS * scale))))),
         "mutants": [partial(try_mutant, mutant) for mutant in chosen],
@@ -293,8 +301,9 @@ def main(arguments: Sequence[str]) -> int:
         warm()
         for start in (postgres_url, redis_url):  # here, so that the servers outlive the workers
             start()
-        global MATRIX
-        MATRIX = Matrix(Path(folder))
+        for place in (IN_A_FILE, POSTGRES, REDIS):
+            (Path(folder) / place.name).mkdir()
+            MATRICES[place.name] = Matrix(Path(folder) / place.name, place)
         tally = run(options.minutes, options.scale, options.seed, console)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

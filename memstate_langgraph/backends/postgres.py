@@ -100,7 +100,8 @@ class PostgresStorage(SyncDoor):
     first opened; from then on a role with USAGE on the schema and SELECT, INSERT, UPDATE, DELETE on its tables
     (SELECT, INSERT on `log`) is enough. `busy_timeout` is for how many seconds a call waits for locks, connections
     and a server that is away before it raises `StorageBusy` or `StorageError`. With `must_exist` tables that are not
-    there are a `StorageError`.
+    there are a `StorageError`. Leave autovacuum on, or `ANALYZE` the tables as they grow: without counts PostgreSQL may
+    keep plans with which a singleton's commit reads all facts of its type.
     """
 
     engine: PostgresEngine

@@ -171,14 +171,21 @@ def _vector(row: Row) -> Vector:
 
 def load(op: ops.Load, d: Dialect) -> Statements[dict[str, Standing]]:
     # the newest entry of each id tells version and entry in force, also of what was deleted
-    rows = yield Sql(
-        f"SELECT l.fact_id, l.version, l.seq, l.op, l.undoes, l.base, {', '.join('f.' + n for n in _FIELDS)} "
-        f"FROM {d.rows('wanted')} "
-        "JOIN log l ON l.fact_id = wanted.value "
-        "AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value) "
-        "LEFT JOIN facts f ON f.id = l.fact_id",
-        (d.listed(op.ids),),
-    )
+    columns = f"l.fact_id, l.version, l.seq, l.op, l.undoes, l.base, {', '.join('f.' + n for n in _FIELDS)}"
+    if len(op.ids) == 1:  # mostly; no plan for it reads more, however few rows there were when it was made
+        rows = yield Sql(
+            f"SELECT {columns} FROM log l LEFT JOIN facts f ON f.id = l.fact_id "
+            "WHERE l.fact_id = ? AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = ?)",
+            (*op.ids, *op.ids),
+        )
+    else:
+        rows = yield Sql(
+            f"SELECT {columns} FROM {d.rows('wanted')} "
+            "JOIN log l ON l.fact_id = wanted.value "
+            "AND l.version = (SELECT max(m.version) FROM log m WHERE m.fact_id = wanted.value) "
+            "LEFT JOIN facts f ON f.id = l.fact_id",
+            (d.listed(op.ids),),
+        )
     return {
         row[0]: Standing(
             fact=None if row[6] is None else _fact(row[6:]),
@@ -196,10 +203,12 @@ def holders(op: ops.Holders, d: Dialect) -> Statements[dict[ops.Single, str]]:
     found: dict[ops.Single, str] = {}
     for (typename, namespace), keys in groups.items():
         rows = yield Sql(
-            f"SELECT singleton, id FROM facts WHERE type = ? AND namespace = ? AND {d.among('singleton')}",
+            # key by key: for a list PostgreSQL sooner keeps a plan that reads all of the type
+            "SELECT wanted.value, (SELECT f.id FROM facts f WHERE f.type = ? AND f.namespace = ? "
+            f"AND f.singleton = wanted.value) FROM {d.rows('wanted')}",
             (typename, namespace_text(namespace), d.listed(keys)),
         )
-        found.update({(typename, namespace, key): fact_id for key, fact_id in rows})
+        found.update({(typename, namespace, key): fact_id for key, fact_id in rows if fact_id is not None})
     return found
 
 

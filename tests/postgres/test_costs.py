@@ -41,6 +41,17 @@ def nodes(plan: dict[str, Any], limited: bool = False) -> Iterator[tuple[dict[st
         yield from nodes(child, limited)
 
 
+def looks_up(text: str, plan: dict[str, Any]) -> None:
+    """Nothing is read that the statement does not need."""
+    for node, limited in nodes(plan):
+        said = f"{text}\n{json.dumps(node, indent=1)[:800]}"
+        assert node["Node Type"] != "Seq Scan", said
+        if "Index" in node["Node Type"] and "max(seq)" not in text:
+            assert "Index Cond" in node or (limited and "Filter" not in node), said
+        # what picks the rows out of many must be in the index, not tried on each row
+        assert not re.search(r"\b(session_id|namespace|singleton|thread_id|fact_id|tx)\b", node.get("Filter", "")), said
+
+
 def test_statements_find_rows_through_indexes(
     memory: MemoryStore, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -90,16 +101,39 @@ def test_statements_find_rows_through_indexes(
             explained += 1
             found = wire.execute("EXPLAIN (FORMAT JSON) " + engine.text(text), parameters or None).fetchone()
             assert found is not None
-            for node, limited in nodes(found[0][0]["Plan"]):
-                said = f"{text}\n{json.dumps(node, indent=1)[:800]}"
-                assert node["Node Type"] != "Seq Scan", said
-                if "Index" in node["Node Type"] and "max(seq)" not in text:
-                    assert "Index Cond" in node or (limited and "Filter" not in node), said
-                # what picks the rows out of many must be in the index, not tried on each row
-                late = re.search(r"\b(session_id|namespace|singleton|thread_id|fact_id|tx)\b", node.get("Filter", ""))
-                assert late is None, said
+            looks_up(text, found[0][0]["Plan"])
     assert explained > 30
     memory.close()
+
+
+@pytest.mark.parametrize("facts", [0, 5_000])
+def test_plans_that_are_kept_look_up(memory: MemoryStore, tmp_path: Path, facts: int) -> None:
+    """A connection keeps the plans that it made: for nothing, or for many facts that autovacuum has counted.
+
+    Several ids joined at once are the exception: what was planned for nothing is bad until there was a count.
+    """
+    memory.commit_many([preference(f"other {i}", "x") for i in range(facts)])
+    if facts:
+        behind_its_back(memory.storage, f"ANALYZE {schema_of(tmp_path)}.facts")
+    for i in range(12):  # as often as it takes until a plan is kept
+        memory.commit(preference("p", f"{i}"), session_id="s")
+        memory.commit(note(f"n{i}"), idempotency_key=f"k{i}")
+        memory.rollback(1, session_id="s")
+        memory.get("p")
+    kept = 0
+    pool = memory.storage._server.pool()  # type: ignore[attr-defined]
+    with pool.connection() as wire, wire.transaction():
+        wire.execute("SET LOCAL enable_seqscan = off")
+        wire.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        prepared = wire.execute("SELECT name, statement, array_length(parameter_types, 1) FROM pg_prepared_statements")
+        for name, text, parameters in prepared.fetchall():
+            changes_or_reads = text.split()[0] in ("SELECT", "WITH", "UPDATE", "DELETE")
+            if changes_or_reads and parameters and "pg_" not in text and "AS wanted(value) JOIN" not in text:
+                kept += 1
+                values = ", ".join(["NULL"] * parameters)
+                found = wire.execute(f"EXPLAIN (FORMAT JSON) EXECUTE {name} ({values})", prepare=False).fetchone()
+                looks_up(text, found[0][0]["Plan"])
+    assert kept >= 6
 
 
 @pytest.mark.parametrize("door", ["sync", "async", "async, with a pool of its own"])
