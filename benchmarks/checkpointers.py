@@ -37,7 +37,7 @@ from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, MemoryStore
 
 SYNCHRONOUS = "NORMAL"
 ROUNDS_OF = 300
-"""Turns in all, at least, of the rounds of one chat."""
+"""Turns in all the rounds of one chat; a longer one is held once."""
 CONFIG: Any = {"configurable": {"thread_id": "t"}}
 
 
