@@ -120,7 +120,7 @@ def chat_run(make: Callable[[Path], Any], path: Path, turns: int) -> dict[str, f
 
 
 def in_rounds(turns: int, runs: dict[str, Callable[[Path], dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The median of each measure of each saver; in turns, so that no one saver is the first."""
+    """The median of each measure of each saver; each round in the other order, so that no saver is always the first."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(max(1, ROUNDS_OF // turns)):
@@ -158,6 +158,10 @@ async def achat_run(path: Path, turns: int, which: str) -> dict[str, float]:
             await saver.conn.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             wall = await run(saver)
     return {"wall ms/turn": wall / turns * 1e3, "bytes/turn": bytes_of(path) / turns}
+
+
+def ainvoked(path: Path, which: str, turns: int) -> dict[str, float]:
+    return asyncio.run(achat_run(path, turns, which))
 
 
 class State(TypedDict, total=False):
@@ -274,11 +278,7 @@ def main() -> None:
             )
             show(console, f"chat of {turns} turns", chats[turns], "SqliteSaver")
             doors = in_rounds(
-                turns,
-                {
-                    which: lambda path, turns=turns, which=which: asyncio.run(achat_run(path, turns, which))  # type: ignore[misc]
-                    for which in ("ours", "AsyncSqliteSaver")
-                },
+                turns, {which: partial(ainvoked, which=which, turns=turns) for which in ("ours", "AsyncSqliteSaver")}
             )
             show(console, f"chat of {turns} turns, ainvoke", doors, "AsyncSqliteSaver")
         for title, run in (
