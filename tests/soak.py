@@ -26,9 +26,7 @@ Report = dict[str, Any]
 def open_store(place: Place, folder: Path) -> MemoryStore:
     # Chroma writes its index this often: by default every thousand vectors, and each write until then costs more
     often: Any = {"hnsw": {"sync_threshold": 50, "batch_size": 10}}
-    vectors: Any = Chroma(
-        "notes", Words(), persist_directory=str(folder / "chroma"), collection_configuration=often
-    )
+    vectors: Any = Chroma("notes", Words(), persist_directory=str(folder / "chroma"), collection_configuration=often)
     memory = place.open(folder, [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     register(memory)
     return memory
