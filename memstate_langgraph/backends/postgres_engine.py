@@ -6,6 +6,10 @@ question sees all that was committed before its lock was granted, and nothing th
 SERIALIZABLE would give the same by aborting whoever read a page that another one wrote: on small tables all do.
 That `seq` rises in commit order needs one queue of writers anyway. Reading plans see one snapshot and no lock.
 
+Whoever appends to the log gives its lock up before the disk, or a standby, has the transaction, and waits for that
+afterwards, so that several workers wait at once and the server writes for all of them. A call returns when it is
+durable. Others may see it a moment before; what they then commit is durable only after it.
+
 What is here does no I/O: generators say what to exchange with the server, and the doors in `postgres` do it.
 """
 
@@ -36,6 +40,12 @@ R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 SCHEMA_VERSION = 2
+FLUSH = Sql("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)")
+"""The shortest transaction of which the server says that it is on disk, and all before it."""
+MAY_FLUSH = Sql(
+    "SELECT COALESCE(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_catalog.pg_proc "
+    "WHERE proname = 'pg_logical_emit_message'"
+)
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 TABLE_WORDS = re.compile(r"\b(FROM|JOIN|INTO|UPDATE) ([a-z_]+)\b")
 
@@ -143,6 +153,7 @@ class PostgresEngine:
         self.schema, self.prefix, self.busy_timeout, self.must_exist = schema, prefix, busy_timeout, must_exist
         self.closed = False
         self._prepared = False
+        self._may_flush = False
         self._tables = frozenset(re.findall(r"^CREATE TABLE \{prefix\}(\w+)", _script("postgres.sql"), re.MULTILINE))
         self._texts: dict[str, str] = {}
 
@@ -242,6 +253,9 @@ class PostgresEngine:
         result = yield from relay(work.start(), answer)
         if transaction.xid is None:
             yield from transaction.send()  # before COMMIT we must know whom to ask about afterwards
+        flushed_later = work.durable and transaction.tx is not None and self._may_flush
+        if flushed_later:
+            transaction.queue.append(Batch("SET LOCAL synchronous_commit = off", [()]))
         transaction.queue.append(Sql("COMMIT"))
         try:
             yield from transaction.send()
@@ -249,6 +263,12 @@ class PostgresEngine:
             if work.write and is_lost(error, wire):
                 raise _InDoubt(transaction, result) from error
             raise
+        if flushed_later:
+            try:
+                yield Exchange(wire, [FLUSH])
+            except psycopg.Error as error:
+                is_lost(error, wire)  # closes it if so
+                raise _InDoubt(transaction, result) from error
         return result
 
     def _took_place(self, transaction: Transaction, deadline: float) -> Steps[bool]:
@@ -262,7 +282,10 @@ class PostgresEngine:
         for pause in pauses():
             try:
                 if (yield from self._has_ended(transaction, deadline)):
-                    found = yield from self._asking(deadline, "SELECT 1 FROM log WHERE tx = ? LIMIT 1", transaction.tx)
+                    tx = transaction.tx
+                    found = yield from self._asking(deadline, Sql("SELECT 1 FROM log WHERE tx = ? LIMIT 1", (tx,)))
+                    if found and self._may_flush:
+                        yield from self._asking(deadline, FLUSH)
                     return bool(found)
             except (psycopg.Error, StorageError) as error:
                 failure = error
@@ -276,16 +299,16 @@ class PostgresEngine:
 
     def _has_ended(self, transaction: Transaction, deadline: float) -> Steps[bool]:
         try:
-            status = yield from self._asking(deadline, "SELECT pg_xact_status(?::xid8)", transaction.xid)
+            status = yield from self._asking(deadline, Sql("SELECT pg_xact_status(?::xid8)", (transaction.xid,)))
         except psycopg.errors.InvalidParameterValue:
             return True  # a number of the future: another server took over, and it never heard of ours
         return bool(status != [("in progress",)])
 
-    def _asking(self, deadline: float, text: str, parameter: Any) -> Steps[list[Row]]:
+    def _asking(self, deadline: float, question: Sql) -> Steps[list[Row]]:
         """The rows of one statement, on a connection that may turn out to be lost as well."""
         wire = yield from self._borrow(max(0.001, deadline - time.monotonic()))
         try:
-            rows: list[Row] = (yield Exchange(wire, [Sql(text, (parameter,))]))[0]
+            rows: list[Row] = (yield Exchange(wire, [question]))[0]
             return rows
         finally:
             yield from self._give_back(wire)
@@ -394,6 +417,7 @@ class PostgresEngine:
                 raise StorageError(f"{self.where}: there is no such storage")
             if found < SCHEMA_VERSION:
                 yield from self._set_up(wire)
+            ((self._may_flush,),) = (yield Exchange(wire, [MAY_FLUSH]))[0]
         except psycopg.errors.InsufficientPrivilege as error:
             raise StorageError(
                 f"{self.where}: the tables are not there, or are an earlier release's, and this role may not make them "

@@ -18,7 +18,7 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from memstate_langgraph.backends.postgres_engine import Exchange
+from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange
 from memstate_langgraph.backends.scopes import Lock, asked_about
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
@@ -98,6 +98,37 @@ def test_an_aborted_commit_is_run_again(memory: MemoryStore, monkeypatch: pytest
     memory.commit(note("x"))
     assert hurt == 2
     assert len(memory.query()) == len(memory.log()) == 1
+
+
+@pytest.mark.parametrize("may_flush", [True, False])
+def test_whoever_waits_for_the_disk_is_in_nobodys_way(
+    may_flush: bool, memory: MemoryStore, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = memory.storage.engine  # type: ignore[attr-defined]
+    memory.commit(note("first"))
+    assert engine._may_flush, "as a role that makes its tables may"
+    monkeypatch.setattr(engine, "_may_flush", may_flush)
+    locks_while_flushing, written = [], []
+
+    def ask_admin(question: str, *parameters: Any) -> Any:
+        found = admin.execute(question, parameters).fetchone()
+        assert found is not None
+        return found[0]
+
+    def around(storage: Any, step: Exchange, go: Any) -> Any:
+        if step.statements == [FLUSH]:
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+            locks_while_flushing.append(ask_admin(held, step.wire.info.backend_pid))
+        answer = go()
+        if commits(step):
+            written.append(ask_admin("SELECT pg_current_wal_insert_lsn()"))
+        return answer
+
+    spy(memory, monkeypatch, around)
+    for i in range(5):
+        memory.commit(note(f"x{i}"))
+        assert ask_admin("SELECT pg_current_wal_flush_lsn() >= %s", written[-1]), "acknowledged before it was on disk"
+    assert locks_while_flushing == [0] * (5 if may_flush else 0)
 
 
 def test_a_server_that_became_read_only(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
