@@ -43,6 +43,7 @@ from memstate_langgraph.checkpoint_ops import (
 )
 from memstate_langgraph.chunks import (
     POOL_BYTES,
+    SHORTEST,
     Codec,
     Damaged,
     Latest,
@@ -62,6 +63,8 @@ from memstate_langgraph.packing import unpack_typed
 from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, fits
 
 EPOCH = datetime.fromtimestamp(0, UTC)
+EMPTY = Stored("", b"", (), pack_pieces(()), b"")
+"""What an empty channel is stored as."""
 
 Versions = Mapping[str, str]
 """Channel names and their versions as text."""
@@ -141,7 +144,7 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
     asked: dict[str, set[ValueKey]] = defaultdict(set)
     for value in values:
         spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
-        found = recent.like(spot, len(value.data)) if value.data else None
+        found = recent.like(spot, len(value.data)) if len(value.data) >= SHORTEST else None
         if found is not None:
             known[value.key.channel] = found
             asked[found.spot.checkpoint_ns].add(ValueKey(found.spot.channel, found.version))
@@ -231,7 +234,9 @@ def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> 
     missing: dict[ValueKey, ValueRow] = {}
     for row in rows:
         known = recent.get(Spot(thread_id, checkpoint_ns, row.key.channel))
-        if known is not None and known.version == row.key.version and known.value.packed == row.pieces:
+        if not row.kind:
+            values[row.key] = EMPTY
+        elif known is not None and known.version == row.key.version and known.value.packed == row.pieces:
             values[row.key] = known.value
         else:
             missing[row.key] = row

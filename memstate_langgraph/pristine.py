@@ -12,8 +12,11 @@ else is left to the serializer.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -220,6 +223,22 @@ class _Kept:
     ends: list[int] | None = None
 
 
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Put the garbage collector off while a value is put together.
+
+    All of its thousands of new objects live on, so that looking through them again and again finds nothing; for a
+    long chat it would take longer than making them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Pristine:
     """The values of channels that were read or stored lately, frozen. Safe from several threads.
 
@@ -241,6 +260,10 @@ class Pristine:
 
     def loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
         """What the serializer would decode; what was decoded before is copied."""
+        with _collecting_later():
+            return self._loads(spot, serde, kind, data)
+
+    def _loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
         # a serializer of one's own may mean anything by its bytes
         if kind != "msgpack" or type(serde) is not JsonPlusSerializer or len(data) < _SHORTEST:
             return serde.loads_typed((kind, data))

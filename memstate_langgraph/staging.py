@@ -133,6 +133,8 @@ class Stages:
 
     def of_thread(self, storage: Hashable, thread_id: str) -> list[Stage]:
         """In the order in which they were made."""
+        if not self._by_thread:  # as in most processes at most times
+            return []
         with self._lock:
             return list(self._by_thread.get((storage, thread_id), ()))
 

@@ -20,6 +20,7 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
+from memstate_langgraph.checkpoint_ops import JoinPool
 from memstate_langgraph.ops import LastSeq, Plan, writes
 from tests.models import note, preference, register
 
@@ -194,4 +195,23 @@ def test_a_write_plan_holds_the_file_from_its_first_question(tmp_path: Path) -> 
     assert storage.run(plan()) == 0
     other.execute("BEGIN IMMEDIATE")
     other.close()
+    storage.close()
+
+
+def test_what_asks_nothing_is_one_transaction_too(tmp_path: Path) -> None:
+    storage = SQLiteStorage(tmp_path / "state.db")
+    told: list[str] = []
+    storage.engine.writer.set_trace_callback(told.append)
+
+    @writes
+    def join(*threads: str) -> Plan[None]:
+        for name in threads:
+            yield from JoinPool(name, b"pool")
+
+    storage.run(join("a"))
+    assert [text.split()[0] for text in told] == ["INSERT"], "one row needs no BEGIN and no COMMIT"
+    with pytest.raises(StorageError, match="UNIQUE"):
+        storage.run(join("b", "c", "b"))
+    storage.run(join("c"))
+    assert storage.engine.writer.execute("SELECT thread_id FROM threads").fetchall() == [("a",), ("c",)]
     storage.close()

@@ -1,7 +1,7 @@
 """SQLite: the embedded default. One file (or `:memory:`), one writer connection per process, many readers.
 
-Write plans run under BEGIN IMMEDIATE, so what they read is what they change; other processes wait their
-turn. Read plans see one snapshot (write-ahead log) and never wait for writers.
+Write plans run under BEGIN IMMEDIATE from their first question on, so what they read is what they change; other
+processes wait their turn. Read plans see one snapshot (write-ahead log) and never wait for writers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.statements import Sql, Statement
+from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from memstate_langgraph.backends.threads import to_its_end
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
@@ -186,7 +186,20 @@ class SQLiteEngine:
             raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
+        waiting: list[Batch] = []
+
+        def begin() -> None:
+            connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
+            for batch in waiting:
+                connection.executemany(batch.text, batch.rows)
+            waiting.clear()
+
         def execute(statement: Statement) -> Any:
+            if not connection.in_transaction:
+                if isinstance(statement, Batch):
+                    waiting.append(statement)
+                    return None
+                begin()
             if isinstance(statement, Sql):
                 return connection.execute(statement.text, statement.parameters).fetchall()
             connection.executemany(statement.text, statement.rows)
@@ -202,10 +215,14 @@ class SQLiteEngine:
             if relaxed:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
-                connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
                 try:
                     result = drive(work.start(), answer)
-                    connection.execute("COMMIT")
+                    if sum(len(batch.rows) for batch in waiting) > 1:
+                        begin()
+                    for batch in waiting:  # a plan that asks nothing and writes one row needs no more than that
+                        connection.executemany(batch.text, batch.rows)
+                    if connection.in_transaction:
+                        connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")

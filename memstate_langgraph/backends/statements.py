@@ -6,7 +6,6 @@ They are written with `?` for parameters; a dialect rewrites what differs betwee
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 R = TypeVar("R")
@@ -20,8 +19,7 @@ class Sql(NamedTuple):
     parameters: Sequence[Any] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One statement for many rows of parameters; no answer."""
 
     text: str
