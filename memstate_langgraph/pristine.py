@@ -15,9 +15,10 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +46,8 @@ _SHORTEST = 64
 """Bytes below which a value is not worth keeping."""
 
 _UNKNOWN: Any = object()
+_NEVER: Any = object()
+"""In the place of a value that cannot be frozen."""
 _set = object.__setattr__
 _new = object.__new__
 
@@ -80,12 +83,7 @@ class Frozen:
         for name in self.containers:
             value = fields[name]
             fields[name] = thawed(value) if value else value.copy()  # most containers of a message are empty
-        message: BaseMessage = _new(self.kind)
-        _set(message, "__dict__", fields)
-        _set(message, "__pydantic_fields_set__", set(fields))
-        _set(message, "__pydantic_extra__", None if self.extra is None else thawed(self.extra))
-        _set(message, "__pydantic_private__", None)
-        return message
+        return _message_of(self.kind, fields, None if self.extra is None else thawed(self.extra))
 
     def is_still(self, message: Any) -> bool:
         """Whether a message would be encoded as the one that was frozen."""
@@ -100,6 +98,18 @@ class Frozen:
                 return False
         extra = message.__pydantic_extra__
         return _identical(self.extra, extra) if self.extra or extra else True
+
+
+def _message_of(
+    kind: type[BaseMessage], fields: dict[str, Any], extra: dict[str, Any] | None, _: Frozen | None = None
+) -> BaseMessage:
+    """A message of fields that were valid once and are now its own; as `Frozen` is made."""
+    message: BaseMessage = _new(kind)
+    _set(message, "__dict__", fields)
+    _set(message, "__pydantic_fields_set__", set(fields))
+    _set(message, "__pydantic_extra__", extra)
+    _set(message, "__pydantic_private__", None)
+    return message
 
 
 def _identical(one: Any, other: Any) -> bool:
@@ -157,16 +167,20 @@ def _shape(value: Any) -> Any:
 
 
 class Thawer:
-    """Decodes what one serializer encoded to frozen values. Safe from several threads."""
+    """Decodes what one serializer encoded. Safe from several threads."""
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
         self._shapes: dict[Any, Frozen | None] = {}  # one of each shape, or None where building by hand is wrong
 
     def decode(self, data: bytes) -> Any:
-        return ormsgpack.unpackb(data, ext_hook=self._ext, option=ormsgpack.OPT_NON_STR_KEYS)
+        """The value, its messages frozen where they can be."""
+        return ormsgpack.unpackb(data, ext_hook=partial(self._ext, Frozen), option=ormsgpack.OPT_NON_STR_KEYS)
 
-    def _ext(self, code: int, data: bytes) -> Any:
+    def decode_for_reader(self, data: bytes) -> Any:
+        return ormsgpack.unpackb(data, ext_hook=partial(self._ext, _message_of), option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def _ext(self, make: Callable[..., Any], code: int, data: bytes) -> Any:
         if code == EXT_PYDANTIC_V2:
             try:
                 # what an extension within it holds is nobody's atom or container, so its shape is unknown here
@@ -174,10 +188,10 @@ class Thawer:
             except (ValueError, TypeError):
                 return self._by_serializer(code, data)
             if (module, name) in _BY_HAND and isinstance(fields, dict):
-                return self._message(module, name, fields, data)
+                return self._message(make, module, name, fields, data)
         return self._by_serializer(code, data)
 
-    def _message(self, module: str, name: str, fields: dict[str, Any], data: bytes) -> Any:
+    def _message(self, make: Callable[..., Any], module: str, name: str, fields: dict[str, Any], data: bytes) -> Any:
         deep = [(key, _shape(value)) for key, value in fields.items() if value and type(value) not in _ATOMS]
         shape = (module, name, *fields, *map(type, fields.values()), *deep)
         kind = _BY_HAND[module, name]
@@ -185,7 +199,7 @@ class Thawer:
         if like is None or "tool_calls" in (fields.get("additional_kwargs") or ()):  # AIMessage reads those
             return self._by_serializer(EXT_PYDANTIC_V2, data)
         if like is not _UNKNOWN:
-            return Frozen(kind, fields, {}, like)
+            return make(kind, fields, {}, like)
         decoded = self._by_serializer(EXT_PYDANTIC_V2, data)
         if len(self._shapes) < _MOST_SHAPES:
             by_hand = Frozen(kind, fields, {})
@@ -212,15 +226,27 @@ def _same(by_hand: Frozen, decoded: Any) -> bool:
 # --- what is kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Kept:
-    """A frozen value with the bytes it was made of; for a list without their header, and where each item ends."""
+    """A value's bytes, of a list without their header and with where each item ends; the value once it is needed."""
 
     serde: SerializerProtocol
     body: bytes
     value: Any
     count: int | None
     ends: list[int] | None = None
+
+    def frozen(self, thawer: Thawer) -> Any:
+        """The value, frozen; raises `Unfreezable`."""
+        if self.value is _UNKNOWN:
+            header = b"" if self.count is None else _header(self.count)
+            try:
+                self.value = frozen(thawer.decode(header + self.body))
+            except Unfreezable:
+                self.value = _NEVER
+        if self.value is _NEVER:
+            raise Unfreezable
+        return self.value
 
 
 @contextmanager
@@ -269,26 +295,24 @@ class Pristine:
             return serde.loads_typed((kind, data))
         kept, thawer = self._known(spot, serde)
         count, start = _array(data)
-        body = data[start:]
-        value: Any = None
-        if kept is not None:
-            if (count is None) is (kept.count is None) and (count or 0) <= (kept.count or 0):
-                # the same, or an earlier version of a list: the first of the items we have
+        body, value = data[start:], _UNKNOWN
+        if kept is not None and (count is None) is (kept.count is None):
+            try:
                 if kept.body == body:
-                    return thawed(kept.value)
-                if count is not None and kept.body.startswith(body):
-                    return thawed(kept.value[:count])
-            elif count is not None and kept.count is not None and body.startswith(kept.body):
-                # a later version of a list: decode what was appended
-                value = kept.value + thawer.decode(_header(count - kept.count) + body[len(kept.body) :])
-        if value is None:
-            value = thawer.decode(data)
-        try:
-            value = frozen(value)
-        except Unfreezable:
-            return thawed(value)  # what could not be copied has just been made, for this reader
+                    return thawed(kept.frozen(thawer))
+                if count is not None and kept.count is not None:
+                    if kept.body.startswith(body):  # an earlier version: the first of the items we have
+                        return thawed(kept.frozen(thawer)[:count])
+                    if body.startswith(kept.body):  # a later one: decode what was appended
+                        more = _header(count - kept.count) + body[len(kept.body) :]
+                        value = kept.frozen(thawer) + frozen(thawer.decode(more))
+                        self._keep(spot, _Kept(serde, body, value, count))
+                        return thawed(value)
+            except Unfreezable:
+                value = _NEVER
+        # Most are read once: it is made for this reader, and frozen when there is another.
         self._keep(spot, _Kept(serde, body, value, count))
-        return thawed(value)
+        return thawer.decode_for_reader(data)
 
     def dumps(self, spot: Spot, serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
         """What the serializer would encode; messages at the head of a list that are still what they were are not."""
@@ -304,12 +328,13 @@ class Pristine:
         if kept is not None and kept.count is not None:
             known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
             if known is not None:
-                for message, was in zip(value, kept.value, strict=False):
+                before = self._frozen_list(kept, thawer)
+                for message, was in zip(value, before, strict=False):
                     if type(was) is not Frozen or not was.is_still(message):
                         break
                     same += 1
                 head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
-                unchanged = kept.value[:same]
+                unchanged = before[:same]
         kind, tail = serde.dumps_typed(value[same:])
         if kind != "msgpack":
             return serde.dumps_typed(value)
@@ -323,6 +348,14 @@ class Pristine:
         all_ends = None if more is None else ends + [len(head) + end for end in more]
         self._keep(spot, _Kept(serde, body, unchanged + fresh, len(value), all_ends))
         return kind, _header(len(value)) + body
+
+    def _frozen_list(self, kept: _Kept, thawer: Thawer) -> list[Any]:
+        try:
+            with _collecting_later():
+                found: list[Any] = kept.frozen(thawer)
+                return found
+        except Unfreezable:
+            return []
 
     def _keep(self, spot: Spot, kept: _Kept) -> None:
         with self._lock:
