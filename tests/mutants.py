@@ -235,6 +235,8 @@ MUTANTS = [
     Mutant("pruning leaves values behind", "checkpoints.py", "tuple(v.key for v in stored if v.key not in keys)", "()", STORED + "::test_pruning_gives_back_what_nothing_needs"),
     Mutant("pruning takes values that are needed", "checkpoints.py", "        used[row.place.checkpoint_ns].update(", "        used[row.place.checkpoint_id].update(", STORED + "::test_pruning_gives_back_what_nothing_needs"),
     Mutant("readers share messages", "pristine.py", "            fields[name] = thawed(value) if value else value.copy()", "            fields[name] = value", MODEL + "::test_a_saver_reads_as_in_memory"),
+    Mutant("the garbage collector stays off", "pristine.py", "        if was_on:\n", "        if False:\n", STORED + "::test_reading_leaves_the_garbage_collector_as_it_was"),
+    Mutant("the first reader's messages are kept", "pristine.py", "        self._keep(spot, _Kept(serde, body, value, count))\n        return thawer.decode_for_reader(data)", "        value = thawer.decode_for_reader(data)\n        self._keep(spot, _Kept(serde, body, value, count))\n        return value", STORED + "::test_what_a_reader_changes_no_other_sees"),
     Mutant("an edited message is stored as it was", "pristine.py", "        if fields != self.fields or [*map", "        if [*map", GRAPHS + "::test_messages_come_back_as_messages_also_when_edited_and_removed"),
 ]  # fmt: skip
 

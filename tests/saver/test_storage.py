@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
 from itertools import pairwise
@@ -252,3 +253,34 @@ def test_a_subgraph_shares_what_the_graph_around_it_holds(tmp_path: Path) -> Non
         for i in range(20):
             app.invoke({"messages": [HumanMessage(f"short {i}", id=f"h{i}")]}, config())
         assert size(path) - before < 20 * 15_000, "each call of the subgraph begins with the whole list"
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(collecting: bool, tmp_path: Path) -> None:
+    with MemStateCheckpointer.from_conn_string(tmp_path / "state.db") as saver:
+        app = chat(saver)
+        for i in range(5):
+            app.invoke({"messages": [HumanMessage(f"question {i}")]}, config())
+        was = gc.isenabled()
+        try:
+            (gc.enable if collecting else gc.disable)()
+            fresh = chat(forgetful(saver))
+            fresh.get_state(config())
+            assert gc.isenabled() is collecting
+            assert len(list(fresh.get_state_history(config()))) == 15
+            fresh.invoke({"messages": [HumanMessage("and now?")]}, config())
+            assert gc.isenabled() is collecting
+        finally:
+            (gc.enable if was else gc.disable)()
+
+
+def test_what_a_reader_changes_no_other_sees(saver: MemStateCheckpointer) -> None:
+    chat(saver).invoke({"messages": [HumanMessage("question", id="q", additional_kwargs={"deep": [1]})]}, config())
+    readers = forgetful(saver)
+    for _ in range(3):  # the first one's was made for it, the others' are copies
+        found = readers.get_tuple(config()).checkpoint["channel_values"]["messages"]  # type: ignore[union-attr]
+        assert (found[0].content, found[0].additional_kwargs, len(found)) == ("question", {"deep": [1]}, 2)
+        found[0].content = "changed"
+        found[0].additional_kwargs["deep"].append(2)
+        found[0].additional_kwargs["more"] = True
+        found.append(HumanMessage("more"))
