@@ -7,6 +7,7 @@ import time
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
@@ -78,10 +79,27 @@ class _Server(Server):
         pool.close()
 
 
-def _cursor(wire: Any) -> Any:
-    cursor = wire.cursor(row_factory=tuple_row)
-    cursor.adapters.register_loader("json", TextLoader)  # payloads are parsed where all dialects' are
-    return cursor
+_ADAPTERS = AdaptersMap(psycopg.adapters)
+_ADAPTERS.register_loader("json", TextLoader)  # payloads are parsed where all dialects' are
+
+
+class _Ours:
+    """A cursor that does not make adapters of its own, and does not mind those of a pool that was passed in."""
+
+    adapters = _ADAPTERS
+
+
+class _Cursor(_Ours, psycopg.Cursor[Row]):
+    pass
+
+
+class _AsyncCursor(_Ours, psycopg.AsyncCursor[Row]):
+    pass
+
+
+def _rows(cursor: Any) -> bool:
+    """Whether a statement answered with rows; psycopg's description of them would be made to be thrown away."""
+    return bool(cursor.pgresult is not None and cursor.pgresult.nfields)
 
 
 def _parts(statement: Statement) -> list[Any]:
@@ -150,7 +168,7 @@ class PostgresStorage(SyncDoor):
 
     def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
         def execute(statement: Statement) -> Any:
-            cursor = _cursor(wire)
+            cursor = _Cursor(wire, row_factory=tuple_row)
             for parameters in _parts(statement):
                 cursor.execute(self.engine.text(statement.text), parameters)
             return cursor
@@ -160,7 +178,7 @@ class PostgresStorage(SyncDoor):
         else:
             with wire.pipeline():
                 cursors = [execute(statement) for statement in statements]
-        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        return [cursor.fetchall() if _rows(cursor) else [] for cursor in cursors]
 
     def aio(self) -> AsyncPostgresStorage:
         """The same data through the async door."""
@@ -222,7 +240,7 @@ class AsyncPostgresStorage(AsyncDoor):
 
     async def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
         async def execute(statement: Statement) -> Any:
-            cursor = _cursor(wire)
+            cursor = _AsyncCursor(wire, row_factory=tuple_row)
             for parameters in _parts(statement):
                 await cursor.execute(self.engine.text(statement.text), parameters)
             return cursor
@@ -232,7 +250,7 @@ class AsyncPostgresStorage(AsyncDoor):
         else:
             async with wire.pipeline():
                 cursors = [await execute(statement) for statement in statements]
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        return [await cursor.fetchall() if _rows(cursor) else [] for cursor in cursors]
 
     def sync(self) -> PostgresStorage:
         """The same data through the sync door."""

@@ -29,7 +29,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from memstate_langgraph import ops
-from memstate_langgraph.backends.scopes import Lock, asked_about
+from memstate_langgraph.backends.scopes import LOG, Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
 from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
@@ -109,33 +109,58 @@ class _Again(Exception):
 
 
 class _InDoubt(Exception, Generic[R]):
-    """The connection was lost after COMMIT was sent."""
+    """The connection was lost, or the time was over, after COMMIT was sent."""
 
-    def __init__(self, transaction: Transaction, result: R) -> None:
-        self.transaction, self.result = transaction, result
+    def __init__(self, transaction: Transaction, result: R, error: psycopg.Error) -> None:
+        self.transaction, self.result, self.error = transaction, result, error
 
 
+TIMED_OUT = "57014"
 _LOST = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53300")
 
 
 @dataclass
 class Transaction:
-    """One attempt at a plan: what it holds, and what was not sent yet."""
+    """One attempt at a plan: how it begins, what it holds, and what was not sent yet."""
 
     wire: Wire
+    begin: str
+    first: list[Sql]
+    """What it selects when it begins: its number if it writes, its settings, its locks."""
     queue: list[Statement] = field(default_factory=list)
     held: dict[str, bool] = field(default_factory=dict)
+    begun: bool = False
     xid: str | None = None
     tx: str | None = None
     """What the log will call it, if it appends to the log."""
 
+    def select(self, calls: Iterable[Sql]) -> None:
+        """Select something for its effect, before whatever is asked next."""
+        if self.begun:
+            self.queue.append(_selected(calls))
+        else:
+            self.first += calls
+
     def send(self) -> Steps[list[list[Row]]]:
         """Send what has gathered. Statements without an answer wait for one that has, to save a round trip."""
         statements, self.queue = self.queue, []
-        results: list[list[Row]] = yield Exchange(self.wire, statements)
-        if self.xid is None:
-            self.xid = results[1][0][0]  # what `_begin` selects
+        if self.begun:
+            results: list[list[Row]] = yield Exchange(self.wire, statements)
+            return results
+        results = yield Exchange(self.wire, [Sql(self.begin), _selected(self.first), *statements])
+        self.begun, self.xid = True, results[1][0][0]
         return results
+
+
+def _selected(calls: Iterable[Sql]) -> Sql:
+    """All in one statement; they are computed from left to right."""
+    calls = list(calls)
+    text = ", ".join(call.text for call in calls)
+    return Sql(f"SELECT {text}", [parameter for call in calls for parameter in call.parameters])
+
+
+def _set(name: str, value: str) -> Sql:
+    return Sql("set_config(?, ?, true)", (name, value))
 
 
 class PostgresEngine:
@@ -171,27 +196,26 @@ class PostgresEngine:
         word, table = found.groups()
         return f"{word} {self.schema}.{self.prefix}{table}" if table in self._tables else found[0]
 
-    def lock(self, lock: Lock) -> Batch:
+    def lock(self, lock: Lock) -> Sql:
+        """To be selected."""
         name = f"{self.schema}.{self.prefix} {lock.of}".encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
-        return Batch(f"SELECT pg_advisory_xact_lock{'_shared' if lock.shared else ''}(?)", [(key,)])
+        return Sql(f"pg_advisory_xact_lock{'_shared' if lock.shared else ''}(?)", (key,))
 
-    def _begin(self, work: Work[Any], seconds: float) -> list[Statement]:
+    def _transaction(self, wire: Wire, work: Work[Any], seconds: float) -> Transaction:
         # No plan depends on what the tables looked like when a statement was first planned: an index is used
         # from the first row on.
         settings = {"enable_seqscan": "off", "jit": "off"}
         if not work.write:
-            begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+            begin, xid = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Sql("NULL")
         else:
-            begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+            begin, xid = "BEGIN ISOLATION LEVEL READ COMMITTED", Sql("pg_current_xact_id()::text")
             # If this machine vanishes, the server must not keep our locks until TCP notices.
             settings["idle_in_transaction_session_timeout"] = f"{self.busy_timeout:.3f}s"
             settings["lock_timeout"] = f"{seconds:.3f}s"
             if not work.durable:
                 settings["synchronous_commit"] = "off"
-        calls = ", ".join("set_config(?, ?, true)" for _ in settings)
-        marker = "pg_current_xact_id()::text, " if work.write else ""
-        return [Sql(begin), Sql(f"SELECT {marker}{calls}", [part for pair in settings.items() for part in pair])]
+        return Transaction(wire, begin, [xid, *(_set(name, value) for name, value in settings.items())])
 
     # --- running
 
@@ -206,6 +230,8 @@ class PostgresEngine:
                 if (yield from self._took_place(doubt.transaction, deadline)):
                     result: R = doubt.result
                     return result
+                if time.monotonic() > deadline:
+                    raise busy(self.where, doubt.error) from doubt.error
             except _Again as again:
                 if time.monotonic() > deadline:
                     raise again.final from again.__cause__
@@ -222,7 +248,8 @@ class PostgresEngine:
             yield from self._give_back(wire)
 
     def _transact(self, wire: Wire, work: Work[R], seconds: float) -> Steps[R]:
-        transaction = Transaction(wire, self._begin(work, seconds))
+        transaction = self._transaction(wire, work, seconds)
+        flushes = work.durable and self._may_flush
 
         def execute(statement: Statement) -> Steps[Any]:
             transaction.queue.append(statement)
@@ -244,31 +271,25 @@ class PostgresEngine:
                 for lock in asked_about(op):
                     held_shared = transaction.held.get(lock.of)
                     if held_shared is None or (held_shared and not lock.shared):
-                        transaction.queue.append(self.lock(lock))
+                        relaxed = [_set("synchronous_commit", "off")] if flushes and lock == LOG else []
+                        transaction.select([*relaxed, self.lock(lock)])
                         transaction.held[lock.of] = lock.shared
             if isinstance(op, ops.Append):
                 transaction.tx = op.entries[0].tx
             return ANSWERS[type(op)](op, _DIALECT)
 
         result = yield from relay(work.start(), answer)
-        if transaction.xid is None:
+        if not transaction.begun:
             yield from transaction.send()  # before COMMIT we must know whom to ask about afterwards
-        flushed_later = work.durable and transaction.tx is not None and self._may_flush
-        if flushed_later:
-            transaction.queue.append(Batch("SET LOCAL synchronous_commit = off", [()]))
-        transaction.queue.append(Sql("COMMIT"))
+        flushes = flushes and LOG.of in transaction.held
+        transaction.queue += [Sql("COMMIT"), *([FLUSH] if flushes else [])]
         try:
             yield from transaction.send()
         except psycopg.Error as error:
-            if work.write and is_lost(error, wire):
-                raise _InDoubt(transaction, result) from error
+            # the wait for the disk may end as the wait for a statement does
+            if work.write and (is_lost(error, wire) or (flushes and error.sqlstate == TIMED_OUT)):
+                raise _InDoubt(transaction, result, error) from error
             raise
-        if flushed_later:
-            try:
-                yield Exchange(wire, [FLUSH])
-            except psycopg.Error as error:
-                is_lost(error, wire)  # closes it if so
-                raise _InDoubt(transaction, result) from error
         return result
 
     def _took_place(self, transaction: Transaction, deadline: float) -> Steps[bool]:
@@ -358,7 +379,7 @@ class PostgresEngine:
             ) from error
         if state in ("40001", "40P01"):
             raise _Again(busy(self.where, error)) from error
-        if state in ("55P03", "57014"):  # waited for a lock, or for the statement, as long as was allowed
+        if state in ("55P03", TIMED_OUT):  # waited for a lock, or for the statement, as long as was allowed
             raise busy(self.where, error) from error
         if isinstance(error, psycopg.DataError) or state == "54000":
             raise ValidationFailed(f"{self.where}: PostgreSQL cannot store this: {said(error)}") from error
@@ -460,7 +481,7 @@ class PostgresEngine:
 
     def _set_up(self, wire: Wire) -> Steps[None]:
         yield Exchange(wire, [Sql("BEGIN ISOLATION LEVEL READ COMMITTED")])
-        yield Exchange(wire, [self.lock(Lock("schema"))])
+        yield Exchange(wire, [_selected([self.lock(Lock("schema"))])])
         found = yield from self._found_version(wire)
         if not found:
             # asked first, because a role that may make tables in a schema need not be one that may make schemas
@@ -502,7 +523,7 @@ def said(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def busy(where: str, error: psycopg.Error) -> StorageBusy:
+def busy(where: str, error: BaseException) -> StorageBusy:
     return StorageBusy(f"{where}: other writers were in the way ({said(error)}); nothing was written, try again")
 
 

@@ -16,4 +16,4 @@ def with_options(url: str, options: str) -> str:
 
 
 def commits(step: Exchange) -> bool:
-    return step.statements[-1].text == "COMMIT"
+    return any(statement.text == "COMMIT" for statement in step.statements)

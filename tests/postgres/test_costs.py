@@ -25,7 +25,7 @@ from memstate_langgraph import (
     StorageBusy,
     ValidationFailed,
 )
-from memstate_langgraph.backends.postgres_engine import Exchange
+from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange
 from tests.models import note, preference
 from tests.postgres.helpers import commits, open_store
 from tests.servers import behind_its_back, schema_of
@@ -188,18 +188,19 @@ def test_a_vacuum_that_is_in_the_way_of_another_says_so(
 
 def test_bookkeeping_does_not_wait_for_the_disk(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store(url, tmp_path, hook_over(Unreliable())) as memory:
-        settings: dict[str, set[str]] = {}
+        waits: dict[str, bool] = {}
+        sent = ""
 
         def around(storage: Any, step: Exchange, go: Any) -> Any:
-            result = go()
-            if not commits(step):
-                text = " ".join(statement.text for statement in step.statements)
-                table = next((table for table in ("log", "vectors") if f"INTO {table}" in text), "")
-                wire: Any = step.wire
-                settings.setdefault(table, set()).add(wire.execute("SHOW synchronous_commit").fetchone()[0])
-            return result
+            nonlocal sent
+            sent += " ".join(f"{statement.text} {statement[1]}" for statement in step.statements)
+            if commits(step):
+                assert "synchronous_commit" in sent or "READ ONLY" in sent
+                table = next((table for table in ("log", "vectors") if f"INTO {table}" in sent), "")
+                waits[table], sent = step.statements[-1] == FLUSH, ""
+            return go()
 
         spy(memory, monkeypatch, around)
         memory.commit(note("x"))
-        assert settings["vectors"] == {"off"}
-        assert settings["log"] == {"on"}
+        assert waits["vectors"] is False
+        assert waits["log"] is True

@@ -18,8 +18,10 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
+from memstate_langgraph.backends import postgres_engine
 from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange
 from memstate_langgraph.backends.scopes import Lock, asked_about
+from memstate_langgraph.backends.statements import Sql
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
     CopyThread,
@@ -43,7 +45,7 @@ def test_a_connection_terminated_inside_a_statement(
     memory: MemoryStore, url: str, admin: psycopg.Connection[Any]
 ) -> None:
     engine = memory.storage.engine  # type: ignore[attr-defined]
-    key = engine.lock(Lock("log")).rows[0][0]
+    key = engine.lock(Lock("log")).parameters[0]
     with psycopg.connect(url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
         writer = threading.Thread(target=memory.commit, args=(note("waited"),))
@@ -100,35 +102,45 @@ def test_an_aborted_commit_is_run_again(memory: MemoryStore, monkeypatch: pytest
     assert len(memory.query()) == len(memory.log()) == 1
 
 
-@pytest.mark.parametrize("may_flush", [True, False])
 def test_whoever_waits_for_the_disk_is_in_nobodys_way(
-    may_flush: bool, memory: MemoryStore, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = memory.storage.engine  # type: ignore[attr-defined]
     memory.commit(note("first"))
-    assert engine._may_flush, "as a role that makes its tables may"
-    monkeypatch.setattr(engine, "_may_flush", may_flush)
-    locks_while_flushing, written = [], []
+    monkeypatch.setattr(postgres_engine, "FLUSH", Sql("SELECT pg_sleep(3600)"))
+    writer = threading.Thread(target=memory.commit, args=(note("on its way"),))
+    writer.start()
+    waiting_for_disk = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    wait_until(lambda: bool(admin.execute(f"SELECT {waiting_for_disk}").fetchall()))
+    held = admin.execute(
+        f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid IN (SELECT pid {waiting_for_disk})"
+    )
+    assert held.fetchall() == []
+    assert len(memory.query()) == 2
+    assert writer.is_alive(), "acknowledged before it is on disk"
+    monkeypatch.undo()
+    admin.execute(f"SELECT pg_cancel_backend(pid) {waiting_for_disk}")  # as a statement's timeout would
+    writer.join(30)
+    assert not writer.is_alive()
+    assert len(memory.log()) == 2, "it had taken place"
 
-    def ask_admin(question: str, *parameters: Any) -> Any:
-        found = admin.execute(question, parameters).fetchone()
-        assert found is not None
-        return found[0]
+
+def test_a_role_that_may_not_wait_for_the_disk_apart_waits_as_it_commits(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
 
     def around(storage: Any, step: Exchange, go: Any) -> Any:
-        if step.statements == [FLUSH]:
-            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
-            locks_while_flushing.append(ask_admin(held, step.wire.info.backend_pid))
-        answer = go()
-        if commits(step):
-            written.append(ask_admin("SELECT pg_current_wal_insert_lsn()"))
-        return answer
+        sent.extend(f"{statement.text} {statement[1]}" for statement in step.statements)
+        return go()
 
+    memory.commit(note("first"))
     spy(memory, monkeypatch, around)
-    for i in range(5):
-        memory.commit(note(f"x{i}"))
-        assert ask_admin("SELECT pg_current_wal_flush_lsn() >= %s", written[-1]), "acknowledged before it was on disk"
-    assert locks_while_flushing == [0] * (5 if may_flush else 0)
+    for may_flush in (True, False):
+        monkeypatch.setattr(memory.storage.engine, "_may_flush", may_flush)  # type: ignore[attr-defined]
+        sent.clear()
+        memory.commit(note("x"))
+        assert any("synchronous_commit" in text for text in sent) is may_flush
+        assert (FLUSH.text in sent[-1]) is may_flush
 
 
 def test_a_server_that_became_read_only(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
@@ -152,7 +164,7 @@ def test_a_lock_that_is_held_too_long(url: str, tmp_path: Path, options: str) ->
     with open_store(with_options(url, options), tmp_path, busy_timeout=5.0 if options else 0.3) as memory:
         engine = memory.storage.engine  # type: ignore[attr-defined]
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT pg_advisory_xact_lock(%s)", engine.lock(Lock("log")).rows[0])
+            holder.execute("SELECT pg_advisory_xact_lock(%s)", engine.lock(Lock("log")).parameters)
             with pytest.raises(StorageBusy, match="nothing was written"):
                 memory.commit(note("x"))
             assert memory.query() == []  # readers do not wait
