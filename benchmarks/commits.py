@@ -8,6 +8,7 @@ rounds: a shared machine changes its pace, and so for both sides.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import sqlite3
 import statistics
@@ -92,11 +93,16 @@ def timed(call: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def medians(rounds: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
-    """Milliseconds of each call; in turn, so that all meet the same weather."""
+def medians(rounds: int, calls: dict[str, Callable[[int], object]], *, tidy: bool = False) -> dict[str, float]:
+    """Milliseconds of each call; in turn, so that all meet the same weather.
+
+    `tidy` collects garbage before each, so that none pays for another's.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds):
         for name, call in calls.items():
+            if tidy:
+                gc.collect()
             taken[name].append(timed(lambda call=call, i=i: call(i)))  # type: ignore[misc]
     return {name: statistics.median(times) for name, times in taken.items()}
 
@@ -138,9 +144,9 @@ def ratios(folder: Path, rounds: int) -> list[tuple[str, float, float, float]]:
             "block": transaction,
             "upsert": lambda i: plain.upsert([f"text {i} {k}" for k in range(BATCH)]),
         }
-        batch = medians(rounds, upserts)
+        batch = medians(rounds, upserts, tidy=True)
         steps.commit_many([note(f"old {k}", id=f"u{k}") for k in range(BATCH)])
-        back = medians(rounds, {"redo": redo, "rollback": undo, "upsert": upserts["upsert"]})
+        back = medians(rounds, {"redo": redo, "rollback": undo, "upsert": upserts["upsert"]}, tidy=True)
     return [
         ("a commit with its vector", one["ours"], one["plain"], 1.25),
         (f"commit_many of {BATCH:,} facts", batch["many"], batch["upsert"], 1.25),
@@ -242,7 +248,7 @@ def growth_table(title: str, sizes: Sequence[int], found: dict[str, list[float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000, 200_000])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     console = Console(width=110)
     console.print(f"synchronous = {SYNCHRONOUS} on both sides, embeddings of {DIMENSIONS} numbers that cost nothing")

@@ -102,7 +102,9 @@ class Calls:
         if id_given is None:
             id_given = "id" in fact.model_fields_set
         ttl = fact.ttl if ttl is None else seconds_of(ttl)
-        fact = self.rules.admit(altered(fact, ephemeral=ephemeral or fact.ephemeral, ttl=ttl))
+        if ephemeral or ttl != fact.ttl:
+            fact = altered(fact, ephemeral=ephemeral or fact.ephemeral, ttl=ttl)
+        fact = self.rules.admit(fact)
         return Put(fact, by, id_given, _expected(expected_version), _key(key))
 
     def _put_model(

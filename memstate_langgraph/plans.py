@@ -166,12 +166,13 @@ class Draft:
 
     def _stand(self, ids: Iterable[str], keys: Iterable[Single] = ()) -> Plan[None]:
         """Learn in one go what is not known yet: how ids stand, who holds keys, the position of the log."""
-        load = Load(tuple(dict.fromkeys(i for i in ids if i not in self._standing)))
-        holders = Holders(tuple(dict.fromkeys(k for k in keys if k not in self._holders)))
+        unknown_ids = tuple(dict.fromkeys(i for i in ids if i not in self._standing))
+        unknown_keys = tuple(dict.fromkeys(k for k in keys if k not in self._holders))
+        if not unknown_ids and not unknown_keys and self.at is not None:
+            return
+        load, holders = Load(unknown_ids), Holders(unknown_keys)
         needed: dict[Op[Any], bool] = {LastSeq(): self.at is None, holders: bool(holders.keys), load: bool(load.ids)}
         asked = [question for question, is_needed in needed.items() if is_needed]
-        if not asked:
-            return
         answers = dict(zip(map(type, asked), (yield from Together(tuple(asked))), strict=True))
         self.at = answers.get(LastSeq, self.at)
         for key in holders.keys:
@@ -190,6 +191,8 @@ class Draft:
 
     def _hold(self, keys: Iterable[Single]) -> Plan[None]:
         keys = list(keys)
+        if not keys:
+            return
         yield from self._stand((), keys)
         yield from self._stand(holder for key in keys if (holder := self._holders[key]) is not None)  # may be expired
 
@@ -276,7 +279,9 @@ class Draft:
             op = Operation.UPDATE
         else:
             op = Operation.COMMIT_EPHEMERAL if ephemeral else Operation.COMMIT
-        after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
+        after = fact
+        if (fact.id, fact.session_id, fact.ephemeral) != (fact_id, session_id, ephemeral):
+            after = altered(fact, id=fact_id, session_id=session_id, ephemeral=ephemeral)
         yield from self._record(op, fact_id, after, change.by, session_id, change.idempotency_key)
         return [fact_id]
 

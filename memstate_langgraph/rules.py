@@ -294,6 +294,8 @@ def _plain(value: Any, where: str, depth: int, room: list[int]) -> Any:
 def check_characters(text: str, where: str) -> None:
     if "\x00" in text:
         raise ValidationFailed(f"{where}: contains a NUL character, which databases cannot store")
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
