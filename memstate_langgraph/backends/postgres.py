@@ -104,7 +104,7 @@ def _rows(cursor: Any) -> bool:
 
 def _parts(statement: Statement) -> list[Any]:
     """The parameters of each execution."""
-    return list(statement.rows) if isinstance(statement, Batch) else [statement.parameters or None]
+    return [row or None for row in (statement.rows if isinstance(statement, Batch) else [statement.parameters])]
 
 
 def _is_idle(wire: Any) -> bool:
@@ -136,6 +136,8 @@ class PostgresStorage(SyncDoor):
     ) -> None:
         self._face(_Server(url, pool_size, schema, prefix, busy_timeout, must_exist))
         drive(self.engine.opening(), self._answer)
+        if not isinstance(self._server.given, AsyncConnectionPool):
+            self._server.pool()  # connects in the meantime
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """`VACUUM` of our tables: what was deleted is used again, and free ends of files go back to the system.
@@ -167,8 +169,10 @@ class PostgresStorage(SyncDoor):
         return None
 
     def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
+        silent = _Cursor(wire, row_factory=tuple_row)  # for all whose answer nobody waits for
+
         def execute(statement: Statement) -> Any:
-            cursor = _Cursor(wire, row_factory=tuple_row)
+            cursor = silent if isinstance(statement, Batch) else _Cursor(wire, row_factory=tuple_row)
             for parameters in _parts(statement):
                 cursor.execute(self.engine.text(statement.text), parameters)
             return cursor
@@ -178,7 +182,7 @@ class PostgresStorage(SyncDoor):
         else:
             with wire.pipeline():
                 cursors = [execute(statement) for statement in statements]
-        return [cursor.fetchall() if _rows(cursor) else [] for cursor in cursors]
+        return [cursor.fetchall() if cursor is not silent and _rows(cursor) else [] for cursor in cursors]
 
     def aio(self) -> AsyncPostgresStorage:
         """The same data through the async door."""
@@ -239,8 +243,10 @@ class AsyncPostgresStorage(AsyncDoor):
         return None
 
     async def _exchange(self, wire: Any, statements: list[Statement]) -> list[list[Row]]:
+        silent = _AsyncCursor(wire, row_factory=tuple_row)  # for all whose answer nobody waits for
+
         async def execute(statement: Statement) -> Any:
-            cursor = _AsyncCursor(wire, row_factory=tuple_row)
+            cursor = silent if isinstance(statement, Batch) else _AsyncCursor(wire, row_factory=tuple_row)
             for parameters in _parts(statement):
                 await cursor.execute(self.engine.text(statement.text), parameters)
             return cursor
@@ -250,7 +256,7 @@ class AsyncPostgresStorage(AsyncDoor):
         else:
             async with wire.pipeline():
                 cursors = [await execute(statement) for statement in statements]
-        return [await cursor.fetchall() if _rows(cursor) else [] for cursor in cursors]
+        return [await cursor.fetchall() if cursor is not silent and _rows(cursor) else [] for cursor in cursors]
 
     def sync(self) -> PostgresStorage:
         """The same data through the sync door."""

@@ -40,7 +40,7 @@ R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 SCHEMA_VERSION = 2
-FLUSH = Sql("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)")
+FLUSH = Batch("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)", [()])
 """The shortest transaction of which the server says that it is on disk, and all before it."""
 MAY_FLUSH = Sql(
     "SELECT COALESCE(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_catalog.pg_proc "
@@ -147,9 +147,13 @@ class Transaction:
         if self.begun:
             results: list[list[Row]] = yield Exchange(self.wire, statements)
             return results
-        results = yield Exchange(self.wire, [Sql(self.begin), _selected(self.first), *statements])
+        results = yield Exchange(self.wire, [_bare(self.begin), _selected(self.first), *statements])
         self.begun, self.xid = True, results[1][0][0]
         return results
+
+
+def _bare(text: str) -> Batch:
+    return Batch(text, [()])
 
 
 def _selected(calls: Iterable[Sql]) -> Sql:
@@ -279,10 +283,10 @@ class PostgresEngine:
             return ANSWERS[type(op)](op, _DIALECT)
 
         result = yield from relay(work.start(), answer)
-        if not transaction.begun:
+        if not transaction.begun and transaction.tx is not None:
             yield from transaction.send()  # before COMMIT we must know whom to ask about afterwards
         flushes = flushes and LOG.of in transaction.held
-        transaction.queue += [Sql("COMMIT"), *([FLUSH] if flushes else [])]
+        transaction.queue += [_bare("COMMIT"), *([FLUSH] if flushes else [])]
         try:
             yield from transaction.send()
         except psycopg.Error as error:
@@ -299,6 +303,8 @@ class PostgresEngine:
         again, and somebody else's commit would be taken for ours. A transaction that did not append to the log
         says what is (a checkpoint, an intent, a deletion), so it may simply run again.
         """
+        if transaction.tx is None:
+            return False
         failure: BaseException | None = None
         for pause in pauses():
             try:
@@ -325,7 +331,7 @@ class PostgresEngine:
             return True  # a number of the future: another server took over, and it never heard of ours
         return bool(status != [("in progress",)])
 
-    def _asking(self, deadline: float, question: Sql) -> Steps[list[Row]]:
+    def _asking(self, deadline: float, question: Statement) -> Steps[list[Row]]:
         """The rows of one statement, on a connection that may turn out to be lost as well."""
         wire = yield from self._borrow(max(0.001, deadline - time.monotonic()))
         try:

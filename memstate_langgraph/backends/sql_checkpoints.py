@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
@@ -40,6 +41,10 @@ _SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)
 _SAVE_LAST_WRITE = _upsert("writes", _WRITE, _WRITE_KEY)
 
 
+AT_ONCE = 32
+"""So many values are one statement."""
+
+
 def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
     given = {text: value for text, value in conditions.items() if value is not None}
     return ("WHERE " + " AND ".join(given) if given else ""), list(given.values())
@@ -59,7 +64,16 @@ def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
 
 
 def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
-    yield Batch(_SAVE_VALUE, [(op.thread_id, op.checkpoint_ns, *row.key, row.kind, row.pieces) for row in op.rows])
+    rows = [(op.thread_id, op.checkpoint_ns, *row.key, row.kind, row.pieces) for row in op.rows]
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        yield Batch(_save_values(len(some)), [[part for row in some for part in row]])
+
+
+@lru_cache
+def _save_values(count: int) -> str:
+    slots = "(" + ", ".join("?" * len(_VALUE.split(", "))) + ")"
+    return _SAVE_VALUE.replace(slots, ", ".join([slots] * count))
 
 
 def save_chunks(op: ops.SaveChunks, d: Dialect) -> Statements[None]:

@@ -21,7 +21,7 @@ from memstate_langgraph import (
 from memstate_langgraph.backends import postgres_engine
 from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange
 from memstate_langgraph.backends.scopes import Lock, asked_about
-from memstate_langgraph.backends.statements import Sql
+from memstate_langgraph.backends.statements import Batch
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
     CopyThread,
@@ -106,7 +106,7 @@ def test_whoever_waits_for_the_disk_is_in_nobodys_way(
     memory: MemoryStore, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.commit(note("first"))
-    monkeypatch.setattr(postgres_engine, "FLUSH", Sql("SELECT pg_sleep(3600)"))
+    monkeypatch.setattr(postgres_engine, "FLUSH", Batch("SELECT pg_sleep(3600)", [()]))
     writer = threading.Thread(target=memory.commit, args=(note("on its way"),))
     writer.start()
     waiting_for_disk = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
