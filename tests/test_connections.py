@@ -23,10 +23,12 @@ from memstate_langgraph import (
     ConflictError,
     Constraint,
     MemoryStore,
+    MemStateCheckpointer,
     RedisStorage,
     ValidationFailed,
 )
 from tests.models import Preference, preference, register
+from tests.saver.helpers import META, checkpoint, config
 from tests.servers import postgres_url, redis_url, schema_of
 from tests.stores import POSTGRES, REDIS, Place, assert_in_step
 from tests.wire import spy
@@ -86,6 +88,44 @@ def test_a_connection_lost_at_every_moment(
     monkeypatch.undo()
     assert len(memory.log()) == expected
     assert_in_step(memory)
+    memory.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(("place", "end"), [(POSTGRES, terminate), (REDIS, kill)], ids=["postgres", "redis"])
+def test_a_checkpoint_whose_connection_was_lost_is_there(
+    place: Place, end: Callable[[Any, Any], None], moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = place.open(tmp_path)
+    saver = MemStateCheckpointer(memory)
+    exchanges = hurt_at = 0
+
+    def around(storage: Any, step: Any, go: Any) -> Any:
+        nonlocal exchanges
+        exchanges += 1
+        if exchanges == hurt_at:
+            if moment == "after":
+                go()
+            end(storage, step.wire)
+        return go()
+
+    spy(memory, monkeypatch, around)
+    hurt, at = True, config()
+    while hurt:
+        hurt_at, exchanges = hurt_at + 1, 0
+        made = checkpoint({"text": f"words {hurt_at}" * 20}, {"text": f"{hurt_at:05}"})
+        at = saver.put(at, made, META, made["channel_versions"])
+        saver.put_writes(at, [("text", hurt_at)], "task")
+        hurt, hurt_at_last = exchanges >= hurt_at, hurt_at
+        hurt_at = 0  # looking is not hurt
+        found = saver.get_tuple(at)
+        assert found is not None
+        assert found.checkpoint == made
+        assert found.pending_writes == [("task", "text", hurt_at_last)]
+        hurt_at = hurt_at_last
+    assert hurt_at > 2
+    monkeypatch.undo()
+    assert len(list(saver.list(config()))) == hurt_at
     memory.close()
 
 
