@@ -58,7 +58,7 @@ from memstate_langgraph.chunks import (
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
 from memstate_langgraph.facts import Fact, Query
-from memstate_langgraph.ops import Plan, reads, writes
+from memstate_langgraph.ops import Plan, Together, reads, writes
 from memstate_langgraph.packing import unpack_typed
 from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, fits
 
@@ -202,10 +202,15 @@ def _load(
         versions = {
             row.place: {c: v for c, v in lens.versions(row).items() if only is None or c in only} for row in members
         }
-        keys = {ValueKey(channel, version) for of in versions.values() for channel, version in of.items()}
-        values = yield from _values(members[0].place, keys, recent, codec)
-        found = yield from FindWrites(thread_id, checkpoint_ns, tuple(row.place.checkpoint_id for row in members))
-        large = yield from _joined(members[0].place, {w.pieces for w in found if w.pieces is not None}, codec)
+        keys = frozenset(ValueKey(channel, version) for of in versions.values() for channel, version in of.items())
+        ids = tuple(row.place.checkpoint_id for row in members)
+        stored, found = yield from Together(
+            (FindValues(thread_id, checkpoint_ns, keys), FindWrites(thread_id, checkpoint_ns, ids))
+        )
+        values = yield from _values(members[0].place, stored, recent, codec)
+        packed = {w.pieces for w in found if w.pieces is not None}
+        pool = (yield from Pool(thread_id)) if packed else None
+        large = yield from _joined(members[0].place, packed, pool, codec)
         pending: dict[Place, list[WriteRow]] = defaultdict(list)
         for write in found:
             pending[write.place].append(write)
@@ -225,11 +230,8 @@ def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
     return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))
 
 
-def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
-    if not keys:
-        return {}
+def _values(place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
     thread_id, checkpoint_ns, _ = place
-    rows = yield from FindValues(thread_id, checkpoint_ns, frozenset(keys))
     values: dict[ValueKey, Stored] = {}
     missing: dict[ValueKey, ValueRow] = {}
     for row in rows:
@@ -243,22 +245,19 @@ def _values(place: Place, keys: set[ValueKey], recent: Recent, codec: Codec) -> 
     if not missing:
         return values
     pool = yield from Pool(thread_id)
-    texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
+    texts = yield from _joined(place, {row.pieces for row in missing.values()}, pool, codec)
     for key, row in missing.items():
         values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool or b"")
     return values
 
 
-def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[dict[bytes, bytes]]:
+def _joined(place: Place, packed: set[bytes], pool: bytes | None, codec: Codec) -> Plan[dict[bytes, bytes]]:
     """The bytes that lists of pieces stand for; what they share is fetched once."""
-    if not packed:
-        return {}
     try:
         pieces = {one: unpack_pieces(one) for one in packed}
         wanted = chunk_ids(piece for of in pieces.values() for piece in of)
         chunks: dict[bytes, bytes] = {}
         if wanted:
-            pool = yield from Pool(place.thread_id)
             if pool is None:
                 raise Damaged("its thread has no pool of chunks")
             chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool)

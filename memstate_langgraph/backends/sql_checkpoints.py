@@ -154,6 +154,8 @@ FEW = 8
 
 
 def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]]:
+    if op.keys is not None and not op.keys:
+        return []
     select = "SELECT channel, version, kind, pieces FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ?"
     parameters: list[Any] = [op.thread_id, op.checkpoint_ns]
     if op.keys is not None and len(op.keys) <= FEW:
