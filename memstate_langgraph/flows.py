@@ -195,9 +195,9 @@ class Core:
             raise ValidationFailed(
                 f"session_id: this transaction belongs to session {ours.session_id!r}, not {session_id!r}"
             )
-        by = By(session_id, change.by.actor or ours.actor, change.by.reason or ours.reason, change.by.cause)
-        if by != change.by:
-            change = replace(change, by=by)
+        actor, reason = change.by.actor or ours.actor, change.by.reason or ours.reason
+        if (session_id, actor, reason) != (change.by.session_id, change.by.actor, change.by.reason):
+            change = replace(change, by=By(session_id, actor, reason, change.by.cause))
         # Decided now, so that errors are raised where they are made and ids are known; again at the end if others
         # commit meanwhile.
         draft = transaction.draft

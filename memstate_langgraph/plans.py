@@ -148,11 +148,14 @@ class Draft:
             and change.fact.id not in self._standing
         )
 
-    def assume(self, change: Change) -> None:
-        if isinstance(change, Put) and self.assumes(change):
-            # stays among them after an error: to ask for one too many does no harm
-            self.assumed.append(change.fact.id)
-            self._know(self._standing, change.fact.id, NOWHERE)
+    def assume(self, change: Change) -> bool:
+        """Take it for granted if that may be; whether it is."""
+        if not (isinstance(change, Put) and self.assumes(change)):
+            return False
+        # stays among them after an error: to ask for one too many does no harm
+        self.assumed.append(change.fact.id)
+        self._know(self._standing, change.fact.id, NOWHERE)
+        return True
 
     def holds(self) -> Plan[bool]:
         """Whether the decisions are those that would be made now."""

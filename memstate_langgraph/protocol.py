@@ -47,8 +47,10 @@ def preview(changes: Sequence[Change], new_draft: Callable[[], Draft]) -> Plan[D
 def joined(change: Change, draft: Draft, mark: Mark) -> Plan[Draft]:
     """Decide one more change; an error leaves the draft at the mark, and so does a beginning from the top."""
     draft.back_to(mark)
-    draft.assume(change)
     try:
+        if draft.assume(change):
+            yield from draft.decide(change)
+            return draft
         return (yield from decided([change], draft))
     except BaseException:
         draft.back_to(mark)
