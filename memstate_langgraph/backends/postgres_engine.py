@@ -109,13 +109,13 @@ class _Again(Exception):
 
 
 class _InDoubt(Exception, Generic[R]):
-    """The connection was lost, or the time was over, after COMMIT was sent."""
+    """The connection was lost after COMMIT was sent, or there was an error after COMMIT."""
 
     def __init__(self, transaction: Transaction, result: R, error: psycopg.Error) -> None:
         self.transaction, self.result, self.error = transaction, result, error
 
 
-TIMED_OUT = "57014"
+IDLE = TransactionStatus.IDLE
 _LOST = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53300")
 
 
@@ -290,10 +290,9 @@ class PostgresEngine:
         try:
             yield from transaction.send()
         except psycopg.Error as error:
-            # the wait for the disk may end as the wait for a statement does
-            if work.write and (is_lost(error, wire) or (flushes and error.sqlstate == TIMED_OUT)):
+            if work.write and (is_lost(error, wire) or (flushes and wire.info.transaction_status == IDLE)):
                 raise _InDoubt(transaction, result, error) from error
-            raise
+            raise  # before COMMIT: the transaction is there still, and in error
         return result
 
     def _took_place(self, transaction: Transaction, deadline: float) -> Steps[bool]:
@@ -385,7 +384,7 @@ class PostgresEngine:
             ) from error
         if state in ("40001", "40P01"):
             raise _Again(busy(self.where, error)) from error
-        if state in ("55P03", TIMED_OUT):  # waited for a lock, or for the statement, as long as was allowed
+        if state in ("55P03", "57014"):  # waited for a lock, or for the statement, as long as was allowed
             raise busy(self.where, error) from error
         if isinstance(error, psycopg.DataError) or state == "54000":
             raise ValidationFailed(f"{self.where}: PostgreSQL cannot store this: {said(error)}") from error

@@ -124,6 +124,21 @@ def test_whoever_waits_for_the_disk_is_in_nobodys_way(
     assert len(memory.log()) == 2, "it had taken place"
 
 
+def test_an_error_after_the_commit_repeats_nothing(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.commit(note("first"))
+    failing = iter([Batch("SELECT 1 / 0", [()])])
+
+    def around(storage: Any, step: Exchange, go: Any) -> Any:
+        if step.statements[-1] == FLUSH and (instead := next(failing, None)):
+            step.statements[-1] = instead
+        return go()
+
+    spy(memory, monkeypatch, around)
+    memory.commit(note("second"))
+    assert next(failing, None) is None
+    assert len(memory.log()) == 2
+
+
 def test_a_role_that_may_not_wait_for_the_disk_apart_waits_as_it_commits(
     memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
