@@ -42,10 +42,6 @@ Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 SCHEMA_VERSION = 2
 FLUSH = Batch("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)", [()])
 """The shortest transaction of which the server says that it is on disk, and all before it."""
-MAY_FLUSH = Sql(
-    "SELECT COALESCE(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_catalog.pg_proc "
-    "WHERE proname = 'pg_logical_emit_message'"
-)
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 TABLE_WORDS = re.compile(r"\b(FROM|JOIN|INTO|UPDATE) ([a-z_]+)\b")
 
@@ -443,7 +439,7 @@ class PostgresEngine:
                 raise StorageError(f"{self.where}: there is no such storage")
             if found < SCHEMA_VERSION:
                 yield from self._set_up(wire)
-            ((self._may_flush,),) = (yield Exchange(wire, [MAY_FLUSH]))[0]
+            self._may_flush = yield from self._can_flush(wire)
         except psycopg.errors.InsufficientPrivilege as error:
             raise StorageError(
                 f"{self.where}: the tables are not there, or are an earlier release's, and this role may not make them "
@@ -456,6 +452,16 @@ class PostgresEngine:
         finally:
             yield from self._give_back(wire, alone=True)
         self._prepared = True
+
+    def _can_flush(self, wire: Wire) -> Steps[bool]:
+        """Tried, because a role may not be allowed to, and not everything that speaks like PostgreSQL can."""
+        try:
+            yield Exchange(wire, [FLUSH])
+        except psycopg.Error as error:
+            if is_lost(error, wire):
+                raise
+            return False
+        return True
 
     def _taken(self, error: psycopg.Error) -> StorageError:
         return StorageError(

@@ -186,12 +186,13 @@ class SQLiteEngine:
             raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
+        cursor = connection.cursor()
         waiting: list[Batch] = []
 
         def begin() -> None:
-            connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
+            cursor.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
             for batch in waiting:
-                connection.executemany(batch.text, batch.rows)
+                cursor.executemany(batch.text, batch.rows)
             waiting.clear()
 
         def execute(statement: Statement) -> Any:
@@ -201,8 +202,8 @@ class SQLiteEngine:
                     return None
                 begin()
             if isinstance(statement, Sql):
-                return connection.execute(statement.text, statement.parameters).fetchall()
-            connection.executemany(statement.text, statement.rows)
+                return cursor.execute(statement.text, statement.parameters).fetchall()
+            cursor.executemany(statement.text, statement.rows)
             return None
 
         def answer(op: ops.Op[Any]) -> Any:
@@ -213,23 +214,23 @@ class SQLiteEngine:
         relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
         try:
             if relaxed:
-                connection.execute("PRAGMA synchronous = NORMAL")
+                cursor.execute("PRAGMA synchronous = NORMAL")
             try:
                 try:
                     result = drive(work.start(), answer)
                     if sum(len(batch.rows) for batch in waiting) > 1:
                         begin()
                     for batch in waiting:  # a plan that asks nothing and writes one row needs no more than that
-                        connection.executemany(batch.text, batch.rows)
+                        cursor.executemany(batch.text, batch.rows)
                     if connection.in_transaction:
-                        connection.execute("COMMIT")
+                        cursor.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+                        cursor.execute("ROLLBACK")
                     raise
             finally:
                 if relaxed:
-                    connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+                    cursor.execute(f"PRAGMA synchronous = {self._synchronous}")
         except self._driver.module.Error as error:
             raise self._ours(error) from error
         return result

@@ -140,7 +140,7 @@ def test_an_error_after_the_commit_repeats_nothing(memory: MemoryStore, monkeypa
 
 
 def test_a_role_that_may_not_wait_for_the_disk_apart_waits_as_it_commits(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
 
@@ -148,14 +148,17 @@ def test_a_role_that_may_not_wait_for_the_disk_apart_waits_as_it_commits(
         sent.extend(f"{statement.text} {statement[1]}" for statement in step.statements)
         return go()
 
-    memory.commit(note("first"))
-    spy(memory, monkeypatch, around)
     for may_flush in (True, False):
-        monkeypatch.setattr(memory.storage.engine, "_may_flush", may_flush)  # type: ignore[attr-defined]
-        sent.clear()
-        memory.commit(note("x"))
+        flush = FLUSH if may_flush else Batch("SELECT not_allowed()", [()])
+        with monkeypatch.context() as patch:
+            patch.setattr(postgres_engine, "FLUSH", flush)
+            memory = open_store(url, tmp_path)
+            spy(memory, patch, around)
+            sent.clear()
+            memory.commit(note("x"))
+            memory.close()
         assert any("synchronous_commit" in text for text in sent) is may_flush
-        assert (FLUSH.text in sent[-1]) is may_flush
+        assert (flush.text in sent[-1]) is may_flush
 
 
 def test_a_server_that_became_read_only(url: str, tmp_path: Path, admin: psycopg.Connection[Any]) -> None:
