@@ -157,6 +157,7 @@ MUTANTS = [
     Mutant("a thread's ancestors are read without its lock", "backends/scopes.py", "    if isinstance(op, checkpoint_ops.Ancestors | checkpoint_ops.WroteTo):", "    if False:", POSTGRES_FAULTS + "::test_what_a_writing_plan_relies_on_is_locked_first"),
     Mutant("acknowledged before it is on disk", "backends/postgres_engine.py", "*([FLUSH] if flushes else [])", "*([] if flushes else [])", POSTGRES_FAULTS + "::test_whoever_waits_for_the_disk_is_in_nobodys_way"),
     Mutant("an error after COMMIT repeats it", "backends/postgres_engine.py", "(flushes and wire.info.transaction_status == IDLE)", "False", POSTGRES_FAULTS + "::test_an_error_after_the_commit_repeats_nothing"),
+    Mutant("a position is asked for beside what moves it", "backends/postgres_engine.py", "        if not written.isdisjoint(tables):\n", "        if False:\n", POSTGRES_COSTS + "::test_rows_of_several_tables_are_one_statement"),
     Mutant("the log is locked until it is on disk", "backends/postgres_engine.py", "work.durable and self._may_flush", "False", POSTGRES_FAULTS + "::test_whoever_waits_for_the_disk_is_in_nobodys_way"),
     Mutant("several rows without a transaction", "backends/sqlite.py", "for batch in waiting) > 1:", "for batch in waiting) > 1000:", SQLITE + "::test_what_asks_nothing_is_one_transaction_too"),
     Mutant("what a failed pipeline prepared is taken for prepared", "backends/postgres_engine.py", "        if state == \"26000\":", "        if False:", POSTGRES_FAULTS + "::test_what_the_driver_takes_for_prepared_is_prepared_again"),

@@ -25,7 +25,8 @@ from memstate_langgraph import (
     StorageBusy,
     ValidationFailed,
 )
-from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange
+from memstate_langgraph.backends.postgres_engine import FLUSH, Exchange, merged
+from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from tests.models import note, preference
 from tests.postgres.helpers import commits, open_store
 from tests.servers import behind_its_back, schema_of
@@ -204,3 +205,23 @@ def test_bookkeeping_does_not_wait_for_the_disk(url: str, tmp_path: Path, monkey
         memory.commit(note("x"))
         assert waits["vectors"] is False
         assert waits["log"] is True
+
+
+def test_rows_of_several_tables_are_one_statement() -> None:
+    """But never where one of them asks about what another writes."""
+
+    def insert(table: str, *row: Any, more: str = "") -> Batch:
+        return Batch(f"INSERT INTO {table} VALUES (?){more}", [row])
+
+    begin, asked = Batch("BEGIN", [()]), Sql("SELECT seq FROM log")
+    position = insert("checkpoints", 3, more=" ON CONFLICT DO UPDATE SET x = (SELECT max(seq) FROM log)")
+    many = Batch("INSERT INTO facts VALUES (?)", [(4,), (5,)])
+    one = insert("facts", 2)
+    assert merged([begin, insert("log", 1), one, asked]) == [
+        begin,
+        Batch("WITH row_0 AS (INSERT INTO log VALUES (?)) INSERT INTO facts VALUES (?)", [[1, 2]]),
+        asked,
+    ]
+    apart: list[list[Statement]] = [[insert("log", 1), position], [one, one], [one, many], [one, asked, position]]
+    for statements in apart:
+        assert [statement.text for statement in merged(statements)] == [statement.text for statement in statements]
