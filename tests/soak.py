@@ -6,6 +6,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from chromadb.errors import InternalError
 from langchain_chroma import Chroma
 
 from memstate_langgraph import ConflictError, FactNotFound, MemoryStore
-from tests.children import Say, fork
+from tests.children import Say, fork, in_child
 from tests.models import note, preference, register
 from tests.stores import SQLITE, Place, Words, found, hook_over, live, replayed, settle
 
@@ -30,6 +32,28 @@ def open_store(place: Place, folder: Path) -> MemoryStore:
     memory = place.open(folder, [hook_over(vectors, lease=0.0, grace=0.0, late=0.0)])
     register(memory)
     return memory
+
+
+def torn(memory: MemoryStore) -> str | None:
+    """What Chroma says when it was killed while it wrote its index, which it does in place."""
+    try:
+        memory._core.vectors[0].ids()
+    except InternalError as error:
+        if "hnsw segment" in str(error):
+            return str(error)
+        raise
+    return None
+
+
+def embed_again(place: Place, folder: Path) -> None:
+    """What is to be done then: facts and log are whole, and the vectors can be made from them."""
+    shutil.rmtree(folder / "chroma")
+
+    def job() -> bool:
+        with open_store(place, folder) as memory:
+            return memory.repair().ok
+
+    assert in_child(job) == (0, True)
 
 
 def examine(memory: MemoryStore) -> Report:
@@ -87,6 +111,9 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4, pla
 
         def job(say: Say, round_: int = round_) -> None:
             memory = open_store(place, folder)
+            if why := torn(memory):
+                say({"torn": why})
+                return
             say(examine(memory))
             if round_ == kills:
                 report = memory.repair()
@@ -95,11 +122,18 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4, pla
             else:
                 work(memory, random.Random(seed * 1000 + round_), say)
 
-        pid, pipe = fork(job)
         where = f"{place.name}, seed {seed}, after kill {round_}"
+        pid, pipe = fork(job)
+        report = heard(pipe, pid, where)
+        if "torn" in report:
+            pipe.close()
+            os.waitpid(pid, 0)
+            embed_again(place, folder)
+            pid, pipe = fork(job)
+            report = heard(pipe, pid, where)
         try:
             with pipe:
-                look(heard(pipe, pid, where), acknowledged, where)
+                look(report, acknowledged, where)
                 if round_ == kills:
                     end = heard(pipe, pid, where)
                     assert end["repaired"], where

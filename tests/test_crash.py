@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import histories
-from tests.children import warm
+from tests import histories, soak
+from tests.children import in_child, warm
+from tests.models import note
 from tests.soak import kill_and_look
 from tests.stores import POSTGRES, REDIS, SQLITE, Place
 
@@ -52,3 +53,27 @@ def test_the_checker_finds_what_is_wrong(tmp_path: Path) -> None:
         damaged = history.copy()
         damage(damaged)
         assert any(name in found for found in damaged.anomalies()), name
+
+
+def test_what_chroma_tore_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it writes its index, Chroma cannot open the collection any more."""
+    warm()
+
+    def fill() -> None:
+        with soak.open_store(SQLITE, tmp_path) as memory:
+            for i in range(60):
+                memory.commit(note(f"words {i}", f"f{i % 8}"))
+
+    assert in_child(fill) == (0, None)
+    (index,) = (tmp_path / "chroma").rglob("index_metadata.pickle")
+    index.write_bytes(b"")
+    mended: list[Path] = []
+    embed_again = soak.embed_again
+
+    def noted(place: Place, folder: Path) -> None:
+        mended.append(folder)
+        embed_again(place, folder)
+
+    monkeypatch.setattr(soak, "embed_again", noted)
+    kill_and_look(tmp_path, 2, seed=7)
+    assert mended == [tmp_path]

@@ -186,13 +186,13 @@ class SQLiteEngine:
             raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
-        cursor = connection.cursor()
+        # No cursor is kept: one that outlived its statement would reset it when it is collected, under another's use.
         waiting: list[Batch] = []
 
         def begin() -> None:
-            cursor.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
+            connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
             for batch in waiting:
-                cursor.executemany(batch.text, batch.rows)
+                connection.executemany(batch.text, batch.rows)
             waiting.clear()
 
         def execute(statement: Statement) -> Any:
@@ -202,8 +202,8 @@ class SQLiteEngine:
                     return None
                 begin()
             if isinstance(statement, Sql):
-                return cursor.execute(statement.text, statement.parameters).fetchall()
-            cursor.executemany(statement.text, statement.rows)
+                return connection.execute(statement.text, statement.parameters).fetchall()
+            connection.executemany(statement.text, statement.rows)
             return None
 
         def answer(op: ops.Op[Any]) -> Any:
@@ -214,23 +214,23 @@ class SQLiteEngine:
         relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
         try:
             if relaxed:
-                cursor.execute("PRAGMA synchronous = NORMAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
             try:
                 try:
                     result = drive(work.start(), answer)
                     if sum(len(batch.rows) for batch in waiting) > 1:
                         begin()
                     for batch in waiting:  # a plan that asks nothing and writes one row needs no more than that
-                        cursor.executemany(batch.text, batch.rows)
+                        connection.executemany(batch.text, batch.rows)
                     if connection.in_transaction:
-                        cursor.execute("COMMIT")
+                        connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:
-                        cursor.execute("ROLLBACK")
+                        connection.execute("ROLLBACK")
                     raise
             finally:
                 if relaxed:
-                    cursor.execute(f"PRAGMA synchronous = {self._synchronous}")
+                    connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except self._driver.module.Error as error:
             raise self._ours(error) from error
         return result
