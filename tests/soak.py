@@ -123,14 +123,12 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4, pla
                 work(memory, random.Random(seed * 1000 + round_), say)
 
         where = f"{place.name}, seed {seed}, after kill {round_}"
-        pid, pipe = fork(job)
-        report = heard(pipe, pid, where)
+        pid, pipe, report = begun(job, where)
         if "torn" in report:
             pipe.close()
-            os.waitpid(pid, 0)
+            ended(pid)
             embed_again(place, folder)
-            pid, pipe = fork(job)
-            report = heard(pipe, pid, where)
+            pid, pipe, report = begun(job, where)
         try:
             with pipe:
                 look(report, acknowledged, where)
@@ -142,10 +140,25 @@ def kill_and_look(folder: Path, kills: int, seed: int, longest: float = 0.4, pla
                     wait = dice.uniform(0.02, longest)
                     acknowledged += listen(pipe.fileno(), wait, pid, where)
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            ended(pid)
     return len(acknowledged)
+
+
+def begun(job: Callable[[Say], None], where: str) -> tuple[int, IO[bytes], Report]:
+    """A child and the first that it says."""
+    pid, pipe = fork(job)
+    try:
+        return pid, pipe, heard(pipe, pid, where)
+    except BaseException:
+        pipe.close()
+        ended(pid)
+        raise
+
+
+def ended(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def heard(pipe: IO[bytes], pid: int, where: str) -> Report:
