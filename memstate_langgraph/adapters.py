@@ -69,6 +69,10 @@ class Adapter:
         """The folder that only one process may have open, if there is one."""
         return None
 
+    def advice(self, error: Exception) -> str:  # noqa: ARG002 -- knows no error
+        """What to do about an error of the store, to follow what it says; empty if nobody knows."""
+        return ""
+
 
 class InMemory(Adapter):
     capabilities = Capabilities(lists=True, waits=True)
@@ -89,6 +93,15 @@ class Chroma(Adapter):
 
     def folder(self) -> Path | None:
         return chroma_folder(getattr(self.store, "_client", None))
+
+    def advice(self, error: Exception) -> str:
+        if "hnsw segment" not in str(error):
+            return ""
+        where = self.folder() or "its collection"
+        return (
+            ". Chroma cannot open its index, as when it was killed while it wrote it. Facts and log are not concerned: "
+            f"remove {where} while no process has it open, and call repair(), which embeds the facts again"
+        )
 
 
 class Faiss(Adapter):

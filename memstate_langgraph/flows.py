@@ -119,7 +119,11 @@ def ask(hook: VectorStoreSyncHook, method: str, *args: Any, deadline: float | No
             raise HookError(
                 f"vector store {hook.name!r}: {method} took longer than its timeout of {hook.timeout} s"
             ) from error
-        raise HookError(f"vector store {hook.name!r}: {method} failed ({type(error).__name__}: {error})") from error
+        raise HookError(f"vector store {hook.name!r}: {method} failed {_told(hook, error)}") from error
+
+
+def _told(hook: VectorStoreSyncHook, error: Exception) -> str:
+    return f"({type(error).__name__}: {error}){hook.adapter.advice(error)}"
 
 
 class Core:
@@ -291,7 +295,7 @@ class Core:
             except Exception as error:
                 yield from self._give_up(fresh)
                 raise HookError(
-                    f"vector store {hook.name!r} failed ({type(error).__name__}: {error}); nothing was committed"
+                    f"vector store {hook.name!r} failed, nothing was committed {_told(hook, error)}"
                 ) from error
             stale = {key: prepared[key] for key in fresh if key in prepared}
             prepared.update(fresh)

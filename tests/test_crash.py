@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from memstate_langgraph import HookError
 from tests import histories, soak
 from tests.children import in_child, warm
 from tests.models import note
@@ -67,6 +68,14 @@ def test_what_chroma_tore_is_embedded_again(tmp_path: Path, monkeypatch: pytest.
     assert in_child(fill) == (0, None)
     (index,) = (tmp_path / "chroma").rglob("index_metadata.pickle")
     index.write_bytes(b"")
+
+    def refused() -> str:
+        with soak.open_store(SQLITE, tmp_path) as memory, pytest.raises(HookError) as caught:
+            memory.search("words")
+        return str(caught.value)
+
+    said = in_child(refused)[1]
+    assert f"remove {(tmp_path / 'chroma').resolve()} while no process has it open, and call repair()" in said
     mended: list[Path] = []
     embed_again = soak.embed_again
 
