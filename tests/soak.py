@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from chromadb.errors import InternalError
 from langchain_chroma import Chroma
 
 from memstate_langgraph import ConflictError, FactNotFound, MemoryStore
@@ -34,15 +33,16 @@ def open_store(place: Place, folder: Path) -> MemoryStore:
     return memory
 
 
-def torn(memory: MemoryStore) -> str | None:
-    """What Chroma says when it was killed while it wrote its index, which it does in place."""
+def torn(memory: MemoryStore) -> str:
+    """What to do about an index that Chroma tore, since it was killed while it wrote it; empty if it did not."""
+    (hook,) = memory._core.vectors
     try:
-        memory._core.vectors[0].ids()
-    except InternalError as error:
-        if "hnsw segment" in str(error):
-            return str(error)
+        hook.ids()
+    except Exception as error:
+        if advice := hook.adapter.advice(error):
+            return advice
         raise
-    return None
+    return ""
 
 
 def embed_again(place: Place, folder: Path) -> None:

@@ -571,7 +571,7 @@ def said(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def busy(where: str, error: BaseException) -> StorageBusy:
+def busy(where: str, error: psycopg.Error) -> StorageBusy:
     return StorageBusy(f"{where}: other writers were in the way ({said(error)}); nothing was written, try again")
 
 

@@ -191,6 +191,9 @@ class SQLiteEngine:
 
         def begin() -> None:
             connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
+            write_waiting()
+
+        def write_waiting() -> None:
             for batch in waiting:
                 connection.executemany(batch.text, batch.rows)
             waiting.clear()
@@ -220,8 +223,7 @@ class SQLiteEngine:
                     result = drive(work.start(), answer)
                     if sum(len(batch.rows) for batch in waiting) > 1:
                         begin()
-                    for batch in waiting:  # a plan that asks nothing and writes one row needs no more than that
-                        connection.executemany(batch.text, batch.rows)
+                    write_waiting()  # a plan that asks nothing and writes one row needs no more than that
                     if connection.in_transaction:
                         connection.execute("COMMIT")
                 except BaseException:

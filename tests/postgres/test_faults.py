@@ -109,7 +109,7 @@ def test_whoever_waits_for_the_disk_is_in_nobodys_way(
     monkeypatch.setattr(postgres_engine, "FLUSH", Batch("SELECT pg_sleep(3600)", [()]))
     writer = threading.Thread(target=memory.commit, args=(note("on its way"),))
     writer.start()
-    waiting_for_disk = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    waiting_for_disk = "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'SELECT pg_sleep(3600)'"
     wait_until(lambda: bool(admin.execute(f"SELECT {waiting_for_disk}").fetchall()))
     held = admin.execute(
         f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid IN (SELECT pid {waiting_for_disk})"
