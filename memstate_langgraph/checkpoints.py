@@ -43,7 +43,6 @@ from memstate_langgraph.checkpoint_ops import (
 )
 from memstate_langgraph.chunks import (
     POOL_BYTES,
-    SHORTEST,
     Codec,
     Damaged,
     Latest,
@@ -55,6 +54,7 @@ from memstate_langgraph.chunks import (
     join,
     pack_pieces,
     unpack_pieces,
+    whole,
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
 from memstate_langgraph.facts import Fact, Query
@@ -113,19 +113,27 @@ class Loaded:
 def put(row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
     """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
     thread_id, checkpoint_ns, _ = row.place
-    pool, bases = yield from _bases(row.place, values, recent)
-    stored: dict[ValueKey, Stored] = {}
+    shared = [value for value in values if not codec.keeps_whole(value.data)]
+    stored = (yield from _in_chunks(row.place, shared, recent, codec)) if shared else ()
+    rows = [ValueRow(value.key, value.kind, of.packed) for value, of in zip(shared, stored, strict=True)]
+    rows += [ValueRow(v.key, v.kind, pack_pieces(whole(v.data))) for v in values if codec.keeps_whole(v.data)]
+    if rows:
+        yield from SaveValues(thread_id, checkpoint_ns, tuple(rows))
+    yield from SaveCheckpoint(row)
+    return {value.key: of for value, of in zip(shared, stored, strict=True)}
+
+
+def _in_chunks(place: Place, values: Sequence[NewValue], recent: Recent, codec: Codec) -> Plan[list[Stored]]:
+    """Store the chunks that are new with these values."""
+    pool, bases = yield from _bases(place, values, recent)
+    stored: list[Stored] = []
     chunks: dict[bytes, bytes] = {}
     for value in values:
         pieces, new = cut(value.data, bases.get(value.key.channel), codec.name_chunk(pool), inline=not codec.encrypts)
         chunks.update(new)
-        stored[value.key] = Stored(value.kind, value.data, pieces, pack_pieces(pieces), pool)
+        stored.append(Stored(value.kind, value.data, pieces, pack_pieces(pieces), pool))
     if chunks:
         yield from SaveChunks(pool, codec.seal(chunks))
-    if stored:
-        rows = tuple(ValueRow(key, value.kind, value.packed) for key, value in stored.items())
-        yield from SaveValues(thread_id, checkpoint_ns, rows)
-    yield from SaveCheckpoint(row)
     return stored
 
 
@@ -144,7 +152,7 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
     asked: dict[str, set[ValueKey]] = defaultdict(set)
     for value in values:
         spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
-        found = recent.like(spot, len(value.data)) if len(value.data) >= SHORTEST else None
+        found = recent.like(spot, len(value.data))
         if found is not None:
             known[value.key.channel] = found
             asked[found.spot.checkpoint_ns].add(ValueKey(found.spot.channel, found.version))
@@ -168,16 +176,10 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
 def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec) -> Plan[None]:
     """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
     if large:
-        place = rows[0].place
-        pool, bases = yield from _bases(place, list(large.values()), recent)
         rows = list(rows)
-        chunks: dict[bytes, bytes] = {}
-        for position, value in large.items():
-            base = bases.get(value.key.channel)
-            pieces, new = cut(value.data, base, codec.name_chunk(pool), inline=not codec.encrypts)
-            chunks.update(new)
-            rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=pack_pieces(pieces))
-        yield from SaveChunks(pool, codec.seal(chunks))
+        stored = yield from _in_chunks(rows[0].place, list(large.values()), recent, codec)
+        for (position, value), of in zip(large.items(), stored, strict=True):
+            rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=of.packed)
     yield from SaveWrites(tuple(rows))
 
 
@@ -209,8 +211,7 @@ def _load(
         )
         values = yield from _values(members[0].place, stored, recent, codec)
         packed = {w.pieces for w in found if w.pieces is not None}
-        pool = (yield from Pool(thread_id)) if packed else None
-        large = yield from _joined(members[0].place, packed, pool, codec)
+        _, large = yield from _joined(members[0].place, packed, codec)
         pending: dict[Place, list[WriteRow]] = defaultdict(list)
         for write in found:
             pending[write.place].append(write)
@@ -242,26 +243,25 @@ def _values(place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec
             values[row.key] = known.value
         else:
             missing[row.key] = row
-    if not missing:
-        return values
-    pool = yield from Pool(thread_id)
-    texts = yield from _joined(place, {row.pieces for row in missing.values()}, pool, codec)
+    pool, texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
     for key, row in missing.items():
-        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool or b"")
+        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool)
     return values
 
 
-def _joined(place: Place, packed: set[bytes], pool: bytes | None, codec: Codec) -> Plan[dict[bytes, bytes]]:
-    """The bytes that lists of pieces stand for; what they share is fetched once."""
+def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[tuple[bytes, dict[bytes, bytes]]]:
+    """The bytes that lists of pieces stand for, and the pool of their chunks; what they share is fetched once."""
     try:
         pieces = {one: unpack_pieces(one) for one in packed}
         wanted = chunk_ids(piece for of in pieces.values() for piece in of)
+        pool: bytes | None = b""
         chunks: dict[bytes, bytes] = {}
         if wanted:
+            pool = yield from Pool(place.thread_id)
             if pool is None:
                 raise Damaged("its thread has no pool of chunks")
             chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool)
-        return {one: join(of, chunks) for one, of in pieces.items()}
+        return pool, {one: join(of, chunks) for one, of in pieces.items()}
     except Damaged as error:
         raise DamagedCheckpoint(
             f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, "
@@ -270,9 +270,9 @@ def _joined(place: Place, packed: set[bytes], pool: bytes | None, codec: Codec) 
 
 
 def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) -> None:
-    """Keep values for the next put or read; after the transaction that stored or read them."""
+    """Keep values in chunks for the next put or read; after the transaction that stored or read them."""
     for key, value in values.items():
-        if value.data:
+        if value.pool:
             recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), key.version, value))
 
 
@@ -338,12 +338,13 @@ def delete_runs(run_ids: tuple[str, ...], lens: Lens) -> Plan[None]:
 @writes
 def copy_thread(source: str, target: str) -> Plan[None]:
     """The copy refers to the same chunks, so it costs rows, not values."""
-    pool = yield from Pool(source)
-    if pool is None or source == target:
+    if source == target:
         return
-    if (yield from Pool(target)) is not None:
+    if (yield from Pool(target)) is not None or (yield from FindCheckpoints(target, limit=1)):
         raise ConflictError(f"copy_thread: thread {target!r} already has checkpoints; delete it first")
-    yield from JoinPool(target, pool)
+    pool = yield from Pool(source)
+    if pool is not None:
+        yield from JoinPool(target, pool)
     yield from CopyThread(source, target)
 
 

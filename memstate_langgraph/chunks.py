@@ -30,6 +30,8 @@ CHUNK = 65536
 """The largest chunk, in bytes."""
 INLINE = 24
 """New bytes up to this many are kept in the list of pieces itself."""
+WHOLE = 512
+"""A value of fewer bytes is kept there as a whole: to share some of them would cost more than to store them again."""
 RUN = 16
 """So many small pieces in a row, or medium ones, are rewritten as one."""
 SMALL = CHUNK // 16
@@ -91,6 +93,10 @@ def unpack_pieces(packed: bytes) -> Pieces:
 
 
 # --- cutting
+
+
+def whole(data: bytes) -> Pieces:
+    return (Piece(None, 0, len(data), data),) if data else ()
 
 
 @dataclass(slots=True)
@@ -298,6 +304,10 @@ class Codec:
     @property
     def encrypts(self) -> bool:
         return self._cipher is not None
+
+    def keeps_whole(self, data: bytes) -> bool:
+        """Whether a value is stored in its list of pieces, which nothing encrypts, and needs no chunks."""
+        return not data or (len(data) < WHOLE and not self.encrypts)
 
     def dumps(self, value: Any) -> tuple[str, bytes]:
         return self.values.dumps_typed(value)

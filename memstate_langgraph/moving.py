@@ -260,7 +260,8 @@ def _key(row: WriteRow) -> tuple[Any, ...]:
 @writes
 def _save_thread(name: str, thread: _Thread) -> Plan[None]:
     held = yield from Pool(name)
-    if held is not None and held != thread.pool:
+    stored = yield from FindCheckpoints(name)
+    if (held is not None and held != thread.pool) or not set(stored) <= set(thread.checkpoints):
         raise ConflictError(f"copy: the target has a thread {name!r} of its own; delete it first")
     if held is None and thread.pool is not None:
         yield from JoinPool(name, thread.pool)

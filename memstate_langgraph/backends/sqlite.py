@@ -67,6 +67,57 @@ class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
 
 
+class _Transaction:
+    """Answers what one plan asks. What it writes before its first question waits, so that a plan that asks nothing
+    and writes one row needs no transaction of its own.
+
+    A class, for closures that know each other are a cycle, which only the garbage collector frees. No cursor is
+    kept: one that outlived its statement would reset it when it is collected, under another's use.
+    """
+
+    __slots__ = ("_begin", "_connection", "_waiting")
+
+    def __init__(self, connection: sqlite3.Connection, begin: str) -> None:
+        self._connection, self._begin = connection, begin
+        self._waiting: list[Batch] = []
+
+    def run(self, work: Work[R]) -> R:
+        try:
+            result = drive(work.start(), self._answer)
+            if sum(len(batch.rows) for batch in self._waiting) > 1:
+                self._connection.execute(self._begin)
+            self._write_waiting()
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
+
+    def _answer(self, op: ops.Op[Any]) -> Any:
+        if isinstance(op, ops.Together):
+            return [self._answer(question) for question in op.questions]
+        return drive(ANSWERS[type(op)](op, _DIALECT), self._execute)
+
+    def _execute(self, statement: Statement) -> Any:
+        if not self._connection.in_transaction:
+            if isinstance(statement, Batch):
+                self._waiting.append(statement)
+                return None
+            self._connection.execute(self._begin)
+            self._write_waiting()
+        if isinstance(statement, Sql):
+            return self._connection.execute(statement.text, statement.parameters).fetchall()
+        self._connection.executemany(statement.text, statement.rows)
+        return None
+
+    def _write_waiting(self) -> None:
+        for batch in self._waiting:
+            self._connection.executemany(batch.text, batch.rows)
+        self._waiting.clear()
+
+
 class SQLiteEngine:
     """The connections to one file and the rules for using them; both doors share it, from any thread."""
 
@@ -186,56 +237,17 @@ class SQLiteEngine:
             raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
-        # No cursor is kept: one that outlived its statement would reset it when it is collected, under another's use.
-        waiting: list[Batch] = []
-
-        def begin() -> None:
-            connection.execute("BEGIN IMMEDIATE" if work.write else "BEGIN")
-            write_waiting()
-
-        def write_waiting() -> None:
-            for batch in waiting:
-                connection.executemany(batch.text, batch.rows)
-            waiting.clear()
-
-        def execute(statement: Statement) -> Any:
-            if not connection.in_transaction:
-                if isinstance(statement, Batch):
-                    waiting.append(statement)
-                    return None
-                begin()
-            if isinstance(statement, Sql):
-                return connection.execute(statement.text, statement.parameters).fetchall()
-            connection.executemany(statement.text, statement.rows)
-            return None
-
-        def answer(op: ops.Op[Any]) -> Any:
-            if isinstance(op, ops.Together):
-                return [answer(question) for question in op.questions]
-            return drive(ANSWERS[type(op)](op, _DIALECT), execute)
-
         relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
         try:
             if relaxed:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
-                try:
-                    result = drive(work.start(), answer)
-                    if sum(len(batch.rows) for batch in waiting) > 1:
-                        begin()
-                    write_waiting()  # a plan that asks nothing and writes one row needs no more than that
-                    if connection.in_transaction:
-                        connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
+                return _Transaction(connection, "BEGIN IMMEDIATE" if work.write else "BEGIN").run(work)
             finally:
                 if relaxed:
                     connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except self._driver.module.Error as error:
             raise self._ours(error) from error
-        return result
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
