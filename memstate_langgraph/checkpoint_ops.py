@@ -170,6 +170,14 @@ class FindValues(Op[list[ValueRow]]):
 
 
 @dataclass(frozen=True, slots=True)
+class Holds(Op[bool]):
+    """Whether all of these values of a thread, each in its namespace, are stored just so."""
+
+    thread_id: str
+    values: tuple[tuple[str, ValueRow], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ValueSpaces(Op[list[str]]):
     """The namespaces in which a thread has values."""
 

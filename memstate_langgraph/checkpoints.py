@@ -27,6 +27,7 @@ from memstate_langgraph.checkpoint_ops import (
     FindRuns,
     FindValues,
     FindWrites,
+    Holds,
     JoinPool,
     Place,
     Pool,
@@ -149,22 +150,14 @@ def _pool(thread_id: str) -> Plan[bytes]:
 def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tuple[bytes, dict[str, Stored]]]:
     """The thread's pool, and earlier versions that storage still holds as we know them, by channel."""
     known: dict[str, Latest] = {}
-    asked: dict[str, set[ValueKey]] = defaultdict(set)
     for value in values:
-        spot = Spot(place.thread_id, place.checkpoint_ns, value.key.channel)
-        found = recent.like(spot, len(value.data))
+        found = recent.like(Spot(place.thread_id, place.checkpoint_ns, value.key.channel), len(value.data))
         if found is not None:
             known[value.key.channel] = found
-            asked[found.spot.checkpoint_ns].add(ValueKey(found.spot.channel, found.version))
-    held: dict[Spot, ValueRow] = {}
-    for checkpoint_ns, keys in asked.items():
-        for row in (yield from FindValues(place.thread_id, checkpoint_ns, frozenset(keys))):
-            held[Spot(place.thread_id, checkpoint_ns, row.key.channel)] = row
-    bases = {
-        channel: found.value
-        for channel, found in known.items()
-        if found.spot in held and held[found.spot].pieces == found.value.packed
-    }
+    rows = {found.spot: found.row() for found in known.values()}
+    if rows and not (yield from Holds(place.thread_id, tuple((spot.checkpoint_ns, row) for spot, row in rows.items()))):
+        known.clear()
+    bases = {channel: found.value for channel, found in known.items()}
     # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
     pool = next((base.pool for base in bases.values() if chunk_ids(base.pieces)), None)
     if pool is None:
@@ -254,11 +247,10 @@ def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[tuple[bytes,
     try:
         pieces = {one: unpack_pieces(one) for one in packed}
         wanted = chunk_ids(piece for of in pieces.values() for piece in of)
-        pool: bytes | None = b""
-        chunks: dict[bytes, bytes] = {}
+        pool, chunks = b"", dict[bytes, bytes]()
         if wanted:
-            pool = yield from Pool(place.thread_id)
-            if pool is None:
+            pool = (yield from Pool(place.thread_id)) or b""
+            if not pool:
                 raise Damaged("its thread has no pool of chunks")
             chunks = codec.open((yield from FindChunks(pool, tuple(wanted))), pool)
         return pool, {one: join(of, chunks) for one, of in pieces.items()}

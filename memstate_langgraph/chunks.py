@@ -22,7 +22,7 @@ import ormsgpack
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from memstate_langgraph.checkpoint_ops import ChunkRow
+from memstate_langgraph.checkpoint_ops import ChunkRow, ValueKey, ValueRow
 from memstate_langgraph.graph import SEPARATOR
 from memstate_langgraph.packing import pack, unpack
 
@@ -114,23 +114,41 @@ def cut(
     data: bytes, base: Stored | None, name_chunk: Callable[[bytes], bytes], *, inline: bool
 ) -> tuple[Pieces, dict[bytes, bytes]]:
     """The pieces of a value that replaces `base`, and the chunks among them that are new."""
-    if not data:
-        return (), {}
-    spans = _merge(_match(data, base), len(data))
-    pieces: list[Piece] = []
     chunks: dict[bytes, bytes] = {}
-    for span in spans:
-        if span.piece is not None:
-            pieces.append(span.piece)
-        elif inline and span.size <= INLINE:
-            pieces.append(Piece(None, 0, span.size, data[span.start : span.end]))
-        else:
-            for start in range(span.start, span.end, CHUNK):
-                text = data[start : min(start + CHUNK, span.end)]
-                chunk = name_chunk(text)
-                chunks[chunk] = text
-                pieces.append(Piece(chunk, 0, len(text)))
-    return tuple(pieces), chunks
+
+    def stored(start: int, end: int) -> Iterator[Piece]:
+        if inline and end - start <= INLINE:
+            yield Piece(None, 0, end - start, data[start:end])
+            return
+        for at in range(start, end, CHUNK):
+            text = data[at : min(at + CHUNK, end)]
+            chunk = name_chunk(text)
+            chunks[chunk] = text
+            yield Piece(chunk, 0, len(text))
+
+    grown = None if base is None else _grown(data, base)
+    if grown is not None:
+        head, same, tail = grown
+        pieces = (*stored(0, head), *same, *stored(tail, len(data)))
+        if not _crowded([piece.size for piece in pieces], len(data)):
+            return pieces, chunks
+        chunks.clear()
+    spans = _merge(_match(data, base), len(data))
+    pieces = tuple(
+        piece for span in spans for piece in (stored(span.start, span.end) if span.piece is None else (span.piece,))
+    )
+    return pieces, chunks
+
+
+def _grown(data: bytes, base: Stored) -> tuple[int, Pieces, int] | None:
+    """How most values change: something was appended, and their head counts it.
+
+    Where the head ends, the pieces behind it, and where the new bytes begin.
+    """
+    head = base.pieces[0] if base.pieces else None
+    if head is None or head.chunk is not None or not data.startswith(base.data[head.size :], head.size):
+        return None
+    return head.size, base.pieces[1:], len(base.data)
 
 
 def _match(data: bytes, base: Stored | None) -> list[_Span]:
@@ -228,15 +246,26 @@ def _tail(text: bytes, data: bytes, at: int) -> tuple[int, int]:
 def _merge(spans: list[_Span], size: int) -> list[_Span]:
     """Rewrite neighbours as one until there are few enough pieces."""
     spans = _joined(spans)
-    if len(spans) < RUN:
+    if not _crowded([span.size for span in spans], size):
         return spans
     spans = _rewrite_runs(_rewrite_runs(spans, 0, SMALL), SMALL, MEDIUM)
-    most = PIECES + size // (CHUNK // 4)
-    while len(spans) > most:  # large and small in turns
+    while len(spans) > _most(size):  # large and small in turns
         i = min(range(len(spans) - 1), key=lambda i: spans[i].size + spans[i + 1].size)
         spans[i : i + 2] = [_Span(spans[i].start, spans[i + 1].end, None)]
         spans = _joined(spans)
     return spans
+
+
+def _most(size: int) -> int:
+    return PIECES + size // (CHUNK // 4)
+
+
+def _crowded(sizes: list[int], size: int) -> bool:
+    """Whether pieces of these sizes may have to be rewritten as fewer."""
+    if len(sizes) < RUN:
+        return False
+    small = sum([one < SMALL for one in sizes])
+    return small >= RUN or sum([one < MEDIUM for one in sizes]) - small >= RUN or len(sizes) > _most(size)
 
 
 def _rewrite_runs(spans: list[_Span], least: int, most: int) -> list[_Span]:
@@ -299,11 +328,8 @@ class Codec:
     def __init__(self, serde: SerializerProtocol) -> None:
         self.serde = serde
         self._cipher = serde.cipher if isinstance(serde, EncryptedSerializer) else None
+        self.encrypts = self._cipher is not None
         self.values: SerializerProtocol = serde.serde if isinstance(serde, EncryptedSerializer) else serde
-
-    @property
-    def encrypts(self) -> bool:
-        return self._cipher is not None
 
     def keeps_whole(self, data: bytes) -> bool:
         """Whether a value is stored in its list of pieces, which nothing encrypts, and needs no chunks."""
@@ -376,6 +402,9 @@ class Latest(NamedTuple):
     spot: Spot
     version: str
     value: Stored
+
+    def row(self) -> ValueRow:
+        return ValueRow(ValueKey(self.spot.channel, self.version), self.value.kind, self.value.packed)
 
 
 class Recent:

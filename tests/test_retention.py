@@ -290,7 +290,7 @@ def test_idle_threads_and_old_checkpoints_go(door: str, tmp_path: Path, clock: C
     clock.minutes = 0
     talk(memory, "young")
     assert not sweep(idle=timedelta(minutes=30))
-    assert memory.storage.engine.writer.execute("SELECT count(*) FROM threads").fetchone() == (1,)  # type: ignore[attr-defined]
+    assert memory.storage.engine.writer.execute("SELECT count(DISTINCT thread_id) FROM checkpoints").fetchone() == (1,)  # type: ignore[attr-defined]
 
 
 def test_a_thread_that_goes_on_meanwhile_is_not_idle(tmp_path: Path, clock: Clock) -> None:

@@ -7,13 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import ChannelVersions
 
 from memstate_langgraph import (
     MemoryStore,
+    MemStateCheckpointer,
     SQLiteStorage,
     StorageBusy,
     StorageClosed,
@@ -23,6 +26,7 @@ from memstate_langgraph import (
 from memstate_langgraph.checkpoint_ops import JoinPool
 from memstate_langgraph.ops import LastSeq, Plan, writes
 from tests.models import note, preference, register
+from tests.saver.helpers import META, checkpoint, config
 
 
 def open_store(path: Path, **options: Any) -> MemoryStore:
@@ -196,6 +200,36 @@ def test_a_write_plan_holds_the_file_from_its_first_question(tmp_path: Path) -> 
     other.execute("BEGIN IMMEDIATE")
     other.close()
     storage.close()
+
+
+def test_a_step_of_a_graph_is_one_statement(tmp_path: Path) -> None:
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"))
+    saver = MemStateCheckpointer(memory=memory)
+    told: list[str] = []
+
+    def is_one(call: Callable[..., Any], *args: Any) -> bool:
+        told.clear()
+        call(*args)
+        return "BEGIN" not in [text.split()[0] for text in told] and told[0].startswith("INSERT INTO at_once")
+
+    def put(version: str, **values: Any) -> bool:
+        versions: ChannelVersions = dict.fromkeys(values, version)
+        return is_one(saver.put, config(), checkpoint(values, versions), META, versions)
+
+    memory.storage.engine.writer.set_trace_callback(told.append)  # type: ignore[attr-defined]
+    assert put("1", small=1, another=2)
+    assert not put("1", text="long " * 200), "where its chunks go is asked once"
+    assert put("2", text="long " * 200 + "and longer " * 100, small=2)
+    assert not put("3", **{f"channel {i}": i for i in range(10)})
+    at = saver.get_tuple(config()).config  # type: ignore[union-attr]
+    assert is_one(saver.put_writes, at, [("a", 1), ("b", 2)], "task")
+    MemStateCheckpointer(memory=memory).delete_thread("t")
+    longer = "long " * 200 + "and longer " * 100 + "yet " * 300
+    assert not put("4", text=longer), "its base was taken to be there"
+    found = MemStateCheckpointer(memory=memory).get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"text": longer}
+    memory.close()
 
 
 def test_what_asks_nothing_is_one_transaction_too(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from memstate_langgraph import ops
 from memstate_langgraph.backends.scopes import LOG, Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
-from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements
+from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements, insert_of
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Op, Work
 from memstate_langgraph.run import Progress, abreast, check_progress, pauses, relay, tell
@@ -41,6 +41,8 @@ R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 SCHEMA_VERSION = 2
+AT_ONCE = 32
+"""So many rows are one statement."""
 FLUSH = Batch("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)", [()])
 """The shortest transaction of which the server says that it is on disk, and all before it."""
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
@@ -171,7 +173,7 @@ def merged(statements: Iterable[Statement]) -> list[Statement]:
         run.clear()
         written.clear()
 
-    for statement in statements:
+    for statement in map(_as_one, statements):
         tables = _tables_in(statement.text)
         if not written.isdisjoint(tables):
             end()
@@ -183,6 +185,13 @@ def merged(statements: Iterable[Statement]) -> list[Statement]:
             result.append(statement)
     end()
     return result
+
+
+def _as_one(statement: Statement) -> Statement:
+    if not (isinstance(statement, Batch) and statement.distinct and len(statement.rows) <= AT_ONCE):
+        return statement
+    rows = statement.rows
+    return Batch(insert_of(statement.text, len(rows)), [[part for row in rows for part in row]])
 
 
 def _bare(text: str) -> Batch:

@@ -139,6 +139,12 @@ def find_values(op: ops.FindValues, view: View) -> Asking[list[ops.ValueRow]]:
     return [_value(name, row) for name, row in zip(names, rows, strict=True) if row is not None]
 
 
+def holds(op: ops.Holds, view: View) -> Asking[bool]:
+    wanted = [(_values(view, op.thread_id, space), [joined(*row.key)]) for space, row in op.values]
+    held = yield from view.fields(*wanted)
+    return all(found == [_packed(row.kind, row.pieces)] for found, (_, row) in zip(held, op.values, strict=True))
+
+
 def value_spaces(op: ops.ValueSpaces, view: View) -> Asking[list[str]]:
     spaces = yield from _spaces(view, op.thread_id)
     held = yield from view.everything(*(_values(view, op.thread_id, space) for space in spaces))
@@ -392,6 +398,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.ThreadIds: thread_ids,
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
+    ops.Holds: holds,
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,

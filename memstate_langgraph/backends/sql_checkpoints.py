@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
@@ -32,17 +31,17 @@ def _insert_new(table: str, columns: str) -> str:
 
 
 _WRITE_KEY = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx"
-_SAVE_CHECKPOINT = _upsert("checkpoints", _CHECKPOINT, "thread_id, checkpoint_ns, checkpoint_id").replace(
+SAVE_CHECKPOINT = _upsert("checkpoints", _CHECKPOINT, "thread_id, checkpoint_ns, checkpoint_id").replace(
     "?) ON CONFLICT", "COALESCE(?, (SELECT max(seq) FROM log), 0)) ON CONFLICT"
 )
-_SAVE_VALUE = _upsert("channel_values", _VALUE, "thread_id, checkpoint_ns, channel, version")
-_SAVE_CHUNK = _insert_new("chunks", "pool, id, cipher, packed, data")
-_SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)
-_SAVE_LAST_WRITE = _upsert("writes", _WRITE, _WRITE_KEY)
-
-
-AT_ONCE = 32
-"""So many values are one statement."""
+SAVE_VALUE = _upsert("channel_values", _VALUE, "thread_id, checkpoint_ns, channel, version")
+SAVE_CHUNK = _insert_new("chunks", "pool, id, cipher, packed, data")
+SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)
+SAVE_LAST_WRITE = _upsert("writes", _WRITE, _WRITE_KEY)
+HOLDS = (
+    "SELECT 1 FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ? AND channel = ? AND version = ? "
+    "AND kind = ? AND pieces = ?"
+)
 
 
 def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
@@ -60,30 +59,36 @@ def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
 
 
 def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
-    yield Batch(_SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
+    yield Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
 
 
 def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
-    rows = [(op.thread_id, op.checkpoint_ns, *row.key, row.kind, row.pieces) for row in op.rows]
-    for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE]
-        yield Batch(_save_values(len(some)), [[part for row in some for part in row]])
+    yield Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)
 
 
-@lru_cache
-def _save_values(count: int) -> str:
-    slots = "(" + ", ".join("?" * len(_VALUE.split(", "))) + ")"
-    return _SAVE_VALUE.replace(slots, ", ".join([slots] * count))
+def _value(thread_id: str, checkpoint_ns: str, row: ops.ValueRow) -> tuple[Any, ...]:
+    return (thread_id, checkpoint_ns, *row.key, row.kind, row.pieces)
+
+
+def holds(op: ops.Holds, d: Dialect) -> Statements[bool]:
+    text, checks, _ = held(op)
+    rows = yield Sql(" UNION ALL ".join([text] * len(checks)), [part for check in checks for part in check])
+    return len(rows) == len(checks)
+
+
+def held(op: ops.Holds) -> Batch:
+    """A statement that finds something for each row of parameters, if storage holds what the op asks about."""
+    return Batch(HOLDS, [_value(op.thread_id, checkpoint_ns, row) for checkpoint_ns, row in op.values])
 
 
 def save_chunks(op: ops.SaveChunks, d: Dialect) -> Statements[None]:
-    yield Batch(_SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])
+    yield Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])
 
 
 def save_writes(op: ops.SaveWrites, d: Dialect) -> Statements[None]:
     for statement, rows in (
-        (_SAVE_FIRST_WRITE, [row for row in op.rows if row.idx >= 0]),
-        (_SAVE_LAST_WRITE, [row for row in op.rows if row.idx < 0]),
+        (SAVE_FIRST_WRITE, [row for row in op.rows if row.idx >= 0]),
+        (SAVE_LAST_WRITE, [row for row in op.rows if row.idx < 0]),
     ):
         if rows:
             yield Batch(statement, [(*row.place, *row[1:]) for row in rows])
@@ -263,6 +268,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.ThreadIds: thread_ids,
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
+    ops.Holds: holds,
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +23,11 @@ import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
+from memstate_langgraph.backends.sql_checkpoints import held
+from memstate_langgraph.backends.sqlite_at_once import WRONG, at_once, prepare as prepare_at_once
 from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from memstate_langgraph.backends.threads import to_its_end
+from memstate_langgraph.checkpoint_ops import Holds
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import Progress, check_progress, drive, pauses, tell
@@ -67,36 +70,48 @@ class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
 
 
+class _WrongGuess(Exception):
+    """What a plan was told before it was asked for is not so; it begins again."""
+
+
 class _Transaction:
-    """Answers what one plan asks. What it writes before its first question waits, so that a plan that asks nothing
-    and writes one row needs no transaction of its own.
+    """Answers what one plan asks.
+
+    What it writes before its first question waits, and if it asks none, all of it is one statement, which needs no
+    BEGIN and no COMMIT. What it takes for granted (`Holds`) is no question: it is told yes, and that is checked with
+    the first thing that is asked, or in that one statement.
 
     A class, for closures that know each other are a cycle, which only the garbage collector frees. No cursor is
     kept: one that outlived its statement would reset it when it is collected, under another's use.
     """
 
-    __slots__ = ("_begin", "_connection", "_waiting")
+    __slots__ = ("_begin", "_connection", "_guesses", "_guessing", "_waiting")
 
-    def __init__(self, connection: sqlite3.Connection, begin: str) -> None:
-        self._connection, self._begin = connection, begin
+    def __init__(self, connection: sqlite3.Connection, *, write: bool, guessing: bool) -> None:
+        self._connection, self._guessing = connection, guessing
+        self._begin = "BEGIN IMMEDIATE" if write else "BEGIN"
         self._waiting: list[Batch] = []
+        self._guesses: list[Holds] = []
 
     def run(self, work: Work[R]) -> R:
+        connection = self._connection
         try:
             result = drive(work.start(), self._answer)
-            if sum(len(batch.rows) for batch in self._waiting) > 1:
-                self._connection.execute(self._begin)
-            self._write_waiting()
-            if self._connection.in_transaction:
-                self._connection.execute("COMMIT")
+            if not connection.in_transaction and self._waiting:
+                self._write()
+            if connection.in_transaction:
+                connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         return result
 
     def _answer(self, op: ops.Op[Any]) -> Any:
-        if isinstance(op, ops.Together):
+        if self._guessing and type(op) is Holds and not (self._waiting or self._connection.in_transaction):
+            self._guesses.append(op)
+            return True
+        if type(op) is ops.Together:
             return [self._answer(question) for question in op.questions]
         return drive(ANSWERS[type(op)](op, _DIALECT), self._execute)
 
@@ -105,17 +120,36 @@ class _Transaction:
             if isinstance(statement, Batch):
                 self._waiting.append(statement)
                 return None
-            self._connection.execute(self._begin)
-            self._write_waiting()
+            self._begin_asking()
         if isinstance(statement, Sql):
             return self._connection.execute(statement.text, statement.parameters).fetchall()
         self._connection.executemany(statement.text, statement.rows)
         return None
 
-    def _write_waiting(self) -> None:
+    def _begin_asking(self) -> None:
+        self._connection.execute(self._begin)
+        for guess in self._guesses:
+            if not self._answer(guess):
+                raise _WrongGuess
         for batch in self._waiting:
             self._connection.executemany(batch.text, batch.rows)
-        self._waiting.clear()
+
+    def _write(self) -> None:
+        """Write all that waits, in one statement if there is one for it."""
+        batches = [*map(held, self._guesses), *self._waiting]
+        if len(batches) == 1 and len(batches[0].rows) == 1:
+            statement: tuple[str, Sequence[Any]] | None = (batches[0].text, batches[0].rows[0])
+        else:
+            statement = at_once(batches)
+        if statement is None:
+            self._begin_asking()
+            return
+        try:
+            self._connection.execute(*statement)
+        except Exception as error:
+            if str(error) == WRONG:
+                raise _WrongGuess from error
+            raise
 
 
 class SQLiteEngine:
@@ -145,6 +179,7 @@ class SQLiteEngine:
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
         self.writer = self._open()
+        prepare_at_once(self.writer)
         if not self.in_memory:
             self._readers.append(self._open())
 
@@ -242,7 +277,10 @@ class SQLiteEngine:
             if relaxed:
                 connection.execute("PRAGMA synchronous = NORMAL")
             try:
-                return _Transaction(connection, "BEGIN IMMEDIATE" if work.write else "BEGIN").run(work)
+                try:
+                    return _Transaction(connection, write=work.write, guessing=work.write).run(work)
+                except _WrongGuess:
+                    return _Transaction(connection, write=work.write, guessing=False).run(work)
             finally:
                 if relaxed:
                     connection.execute(f"PRAGMA synchronous = {self._synchronous}")

@@ -6,6 +6,7 @@ They are written with `?` for parameters; a dialect rewrites what differs betwee
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 R = TypeVar("R")
@@ -20,10 +21,14 @@ class Sql(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One statement for many rows of parameters; no answer."""
+    """One statement for many rows of parameters; no answer.
+
+    `distinct` rows have different keys, so that an INSERT of one may be made one of all.
+    """
 
     text: str
     rows: Sequence[Sequence[Any]]
+    distinct: bool = False
 
 
 Statement = Sql | Batch
@@ -44,6 +49,14 @@ class Dialect(Protocol):
     def listed(self, values: Iterable[Any]) -> Any:
         """A list as that one parameter."""
         ...
+
+
+@lru_cache
+def insert_of(text: str, count: int) -> str:
+    """An INSERT of one row as one of several."""
+    head, _, rest = text.partition(" VALUES (")
+    slots, _, conflict = rest.rpartition(") ON CONFLICT ")
+    return f"{head} VALUES {', '.join([f'({slots})'] * count)} ON CONFLICT {conflict}"
 
 
 def one_of(d: Dialect, column: str, values: Sequence[Any]) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -25,7 +26,7 @@ from memstate_langgraph import (
     SQLiteStorage,
     checkpoint_ops as ops,
 )
-from memstate_langgraph.ops import Plan, reads
+from memstate_langgraph.ops import Plan, reads, writes
 from tests.damage import DAMAGES, damage
 from tests.models import note
 from tests.saver.helpers import META, chat, checkpoint, config, forgetful
@@ -99,9 +100,12 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
     assert pending == [("task", "a", "waits"), ("task", "b", "x" * 5000)]
 
 
-def test_a_thread_that_another_began_anew_goes_on(saver: MemStateCheckpointer) -> None:
+@pytest.mark.parametrize("more", [0, 8], ids=["of a few channels", "of many"])
+def test_a_thread_that_another_began_anew_goes_on(saver: MemStateCheckpointer, more: int) -> None:
     def put(by: MemStateCheckpointer, values: list[str], version: str) -> None:
-        by.put(config(), checkpoint({"a": values}, {"a": version}), META, {"a": version})
+        held = {"a": values, **{f"small {i}": i for i in range(more)}}
+        versions: ChannelVersions = dict.fromkeys(held, version)
+        by.put(config(), checkpoint(held, versions), META, versions)
 
     another, old = forgetful(saver), [f"{i} " * 500 for i in range(4)]
     put(saver, old, "1")
@@ -110,7 +114,34 @@ def test_a_thread_that_another_began_anew_goes_on(saver: MemStateCheckpointer) -
     put(saver, [*old, "more"], "2")
     found = forgetful(saver).get_tuple(config())
     assert found is not None
-    assert found.checkpoint["channel_values"] == {"a": [*old, "more"]}
+    assert found.checkpoint["channel_values"]["a"] == [*old, "more"]
+
+
+@reads
+def _holds(*values: tuple[str, ops.ValueRow]) -> Plan[bool]:
+    return (yield from ops.Holds("t", values))
+
+
+def test_what_is_held_is_held_just_so(saver: MemStateCheckpointer) -> None:
+    held = ops.ValueRow(ops.ValueKey("a", "1"), "msgpack", b"pieces"), ops.ValueRow(ops.ValueKey("b", "1"), "", b"")
+
+    @writes
+    def save() -> Plan[None]:
+        yield from ops.SaveValues("t", "", held)
+        yield from ops.SaveValues("t", "inner", held[:1])
+
+    saver._storage.run(save())
+    ours = [("", held[0]), ("", held[1]), ("inner", held[0])]
+    assert saver._storage.run(_holds(*ours))
+    key = held[0].key
+    for other in (
+        ("inner", held[1]),
+        ("", held[0]._replace(pieces=b"others")),
+        ("", held[0]._replace(kind="json")),
+        ("", held[0]._replace(key=key._replace(version="2"))),
+        ("", held[0]._replace(key=key._replace(channel="c"))),
+    ):
+        assert not saver._storage.run(_holds(*ours, other))
 
 
 @pytest.mark.parametrize("what", DAMAGES)

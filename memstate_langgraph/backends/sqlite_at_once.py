@@ -1,0 +1,68 @@
+"""Rows of several tables as one statement of SQLite, which is a transaction of its own.
+
+BEGIN, the rows of each table and COMMIT are calls into SQLite, and around each of them Python's threads may take turns:
+for a transaction as small as a checkpoint's that costs more than what it does. No statement writes to several tables,
+but a trigger does: here on views that each writing connection makes for itself, one for what each kind of step of most
+graphs writes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from memstate_langgraph.backends import sql_checkpoints as texts
+from memstate_langgraph.backends.statements import Batch
+
+WRONG = "memstate: not as it was taken to be"
+"""The error of a statement whose checks found nothing."""
+
+Shape = tuple[tuple[str, int], ...]
+"""How many rows of which statements, in their order."""
+
+_FEW = range(1, 5)
+"""So many channels change in most steps."""
+_GROWN = (texts.HOLDS, 1), (texts.SAVE_CHUNK, 1)
+"""What a channel asks and writes besides its row, if its value is large and shares bytes with the last one."""
+_SHAPES: tuple[Shape, ...] = (
+    *(((texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for values in _FEW),
+    *((*_GROWN, (texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for values in _FEW),
+    *(((texts.SAVE_FIRST_WRITE, writes),) for writes in _FEW[1:]),
+)
+
+
+def _width(shape: Shape) -> int:
+    return sum(text.count("?") * count for text, count in shape)
+
+
+_STATEMENTS = {
+    shape: f"INSERT INTO at_once_{view} VALUES ({', '.join('?' * _width(shape))})" for view, shape in enumerate(_SHAPES)
+}
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the views; they are gone with the connection."""
+    for view, shape in enumerate(_SHAPES):
+        columns = ", ".join(f"NULL AS p{i}" for i in range(_width(shape)))
+        connection.execute(f"CREATE TEMP VIEW at_once_{view} AS SELECT {columns}")
+        connection.execute(
+            f"CREATE TEMP TRIGGER at_once_{view}_written INSTEAD OF INSERT ON at_once_{view} BEGIN {_body(shape)} END"
+        )
+
+
+def _body(shape: Shape) -> str:
+    first, *rest = "".join(_step(text) * count for text, count in shape).split("?")
+    return first + "".join(f"NEW.p{i}{text}" for i, text in enumerate(rest))
+
+
+def _step(text: str) -> str:
+    return f"SELECT RAISE(ABORT, '{WRONG}') WHERE NOT EXISTS ({text}); " if text == texts.HOLDS else f"{text}; "
+
+
+def at_once(batches: Sequence[Batch]) -> tuple[str, list[Any]] | None:
+    """One statement that writes these rows, unless a check among them finds nothing; None if it takes several."""
+    statement = _STATEMENTS.get(tuple([(batch.text, len(batch.rows)) for batch in batches]))
+    if statement is None:
+        return None
+    return statement, [part for batch in batches for row in batch.rows for part in row]
