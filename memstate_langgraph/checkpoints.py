@@ -54,8 +54,8 @@ from memstate_langgraph.chunks import (
     cut,
     join,
     pack_pieces,
+    pack_whole,
     unpack_pieces,
-    whole,
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
 from memstate_langgraph.facts import Fact, Query
@@ -111,28 +111,40 @@ class Loaded:
 # --- writing
 
 
-def put(row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
-    """Store a checkpoint and the values that are new with it; the stored values, for `remember`."""
-    thread_id, checkpoint_ns, _ = row.place
-    shared = [value for value in values if not codec.keeps_whole(value.data)]
-    stored = (yield from _in_chunks(row.place, shared, recent, codec)) if shared else ()
-    rows = [ValueRow(value.key, value.kind, of.packed) for value, of in zip(shared, stored, strict=True)]
-    rows += [ValueRow(v.key, v.kind, pack_pieces(whole(v.data))) for v in values if codec.keeps_whole(v.data)]
-    if rows:
-        yield from SaveValues(thread_id, checkpoint_ns, tuple(rows))
-    yield from SaveCheckpoint(row)
-    return {value.key: of for value, of in zip(shared, stored, strict=True)}
-
-
-def _in_chunks(place: Place, values: Sequence[NewValue], recent: Recent, codec: Codec) -> Plan[list[Stored]]:
-    """Store the chunks that are new with these values."""
-    pool, bases = yield from _bases(place, values, recent)
-    stored: list[Stored] = []
-    chunks: dict[bytes, bytes] = {}
+def put(
+    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec
+) -> Plan[list[tuple[ValueRow, Stored]]]:
+    """Store a checkpoint and the values that are new with it; those in chunks, for `remember`."""
+    rows: list[ValueRow] = []
+    large: list[NewValue] = []
     for value in values:
-        pieces, new = cut(value.data, bases.get(value.key.channel), codec.name_chunk(pool), inline=not codec.encrypts)
+        if codec.keeps_whole(value.data):
+            rows.append(ValueRow(value.key, value.kind, pack_whole(value.data)))
+        else:
+            large.append(value)
+    stored: list[tuple[ValueRow, Stored]] = []
+    if large:
+        stored = yield from _in_chunks(row.place, large, recent, codec)
+        rows += [one for one, _ in stored]
+    if rows:
+        yield from SaveValues(row.place.thread_id, row.place.checkpoint_ns, tuple(rows))
+    yield from SaveCheckpoint(row)
+    return stored
+
+
+def _in_chunks(
+    place: Place, values: Sequence[NewValue], recent: Recent, codec: Codec
+) -> Plan[list[tuple[ValueRow, Stored]]]:
+    """Store the chunks that are new with these values; their rows are not stored yet."""
+    pool, bases = yield from _bases(place, values, recent)
+    name_chunk, inline = codec.name_chunk(pool), not codec.encrypts
+    stored: list[tuple[ValueRow, Stored]] = []
+    chunks: dict[bytes, bytes] = {}
+    for key, kind, data in values:
+        pieces, new = cut(data, bases.get(key.channel), name_chunk, inline=inline)
         chunks.update(new)
-        stored.append(Stored(value.kind, value.data, pieces, pack_pieces(pieces), pool))
+        packed = pack_pieces(pieces)
+        stored.append((ValueRow(key, kind, packed), Stored(kind, data, pieces, packed, pool)))
     if chunks:
         yield from SaveChunks(pool, codec.seal(chunks))
     return stored
@@ -154,8 +166,8 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
         found = recent.like(Spot(place.thread_id, place.checkpoint_ns, value.key.channel), len(value.data))
         if found is not None:
             known[value.key.channel] = found
-    rows = {found.spot: found.row() for found in known.values()}
-    if rows and not (yield from Holds(place.thread_id, tuple((spot.checkpoint_ns, row) for spot, row in rows.items()))):
+    held = tuple({(found.spot.checkpoint_ns, found.row): None for found in known.values()})
+    if held and not (yield from Holds(place.thread_id, held)):
         known.clear()
     bases = {channel: found.value for channel, found in known.items()}
     # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
@@ -171,8 +183,8 @@ def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: 
     if large:
         rows = list(rows)
         stored = yield from _in_chunks(rows[0].place, list(large.values()), recent, codec)
-        for (position, value), of in zip(large.items(), stored, strict=True):
-            rows[position] = rows[position]._replace(kind=value.kind, value=b"", pieces=of.packed)
+        for position, (of, _) in zip(large, stored, strict=True):
+            rows[position] = rows[position]._replace(kind=of.kind, value=b"", pieces=of.pieces)
     yield from SaveWrites(tuple(rows))
 
 
@@ -191,32 +203,42 @@ def _load(
 ) -> Plan[list[Loaded]]:
     groups: dict[tuple[str, str], list[CheckpointRow]] = defaultdict(list)
     for row in rows:
-        groups[row.place.thread_id, row.place.checkpoint_ns].append(row)
+        groups[row.place[:2]].append(row)
     loaded: dict[Place, Loaded] = {}
-    for (thread_id, checkpoint_ns), members in groups.items():
-        versions = {
-            row.place: {c: v for c, v in lens.versions(row).items() if only is None or c in only} for row in members
-        }
-        keys = frozenset(ValueKey(channel, version) for of in versions.values() for channel, version in of.items())
-        ids = tuple(row.place.checkpoint_id for row in members)
-        stored, found = yield from Together(
-            (FindValues(thread_id, checkpoint_ns, keys), FindWrites(thread_id, checkpoint_ns, ids))
-        )
-        values = yield from _values(members[0].place, stored, recent, codec)
-        packed = {w.pieces for w in found if w.pieces is not None}
-        _, large = yield from _joined(members[0].place, packed, codec)
-        pending: dict[Place, list[WriteRow]] = defaultdict(list)
-        for write in found:
-            pending[write.place].append(write)
-        for row in members:
-            held = {
-                channel: value
-                for channel, version in versions[row.place].items()
-                if (value := values.get(ValueKey(channel, version))) is not None and value.kind
-            }
-            writes = in_order(pending[row.place])
-            loaded[row.place] = Loaded(row, lens.body(row), versions[row.place], held, writes, large)
+    for members in groups.values():
+        for one in (yield from _load_namespace(members, lens, recent, codec, only)):
+            loaded[one.row.place] = one
     return [loaded[row.place] for row in rows]
+
+
+def _load_namespace(
+    rows: Sequence[CheckpointRow], lens: Lens, recent: Recent, codec: Codec, only: frozenset[str] | None
+) -> Plan[list[Loaded]]:
+    place = rows[0].place
+    versions = [
+        of if only is None else {channel: version for channel, version in of.items() if channel in only}
+        for of in map(lens.versions, rows)
+    ]
+    keys = frozenset([ValueKey(*item) for of in versions for item in of.items()])
+    ids = tuple([row.place.checkpoint_id for row in rows])
+    stored, found = yield from Together(
+        (FindValues(place.thread_id, place.checkpoint_ns, keys), FindWrites(place.thread_id, place.checkpoint_ns, ids))
+    )
+    values = yield from _values(place, stored, recent, codec)
+    packed = {write.pieces for write in found if write.pieces is not None}
+    large = (yield from _joined(place, packed, codec))[1] if packed else {}
+    pending: dict[Place, list[WriteRow]] = defaultdict(list)
+    for write in found:
+        pending[write.place].append(write)
+    loaded = []
+    for row, of in zip(rows, versions, strict=True):
+        held = {
+            channel: value
+            for channel, version in of.items()
+            if (value := values.get(ValueKey(channel, version))) is not None and value.kind
+        }
+        loaded.append(Loaded(row, lens.body(row), of, held, in_order(pending[row.place]), large))
+    return loaded
 
 
 def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
@@ -225,20 +247,21 @@ def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
 
 
 def _values(place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
-    thread_id, checkpoint_ns, _ = place
     values: dict[ValueKey, Stored] = {}
     missing: dict[ValueKey, ValueRow] = {}
     for row in rows:
-        known = recent.get(Spot(thread_id, checkpoint_ns, row.key.channel))
         if not row.kind:
             values[row.key] = EMPTY
-        elif known is not None and known.version == row.key.version and known.value.packed == row.pieces:
+            continue
+        known = recent.get(Spot(place.thread_id, place.checkpoint_ns, row.key.channel))
+        if known is not None and known.row == row:
             values[row.key] = known.value
         else:
             missing[row.key] = row
-    pool, texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
-    for key, row in missing.items():
-        values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool)
+    if missing:
+        pool, texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
+        for key, row in missing.items():
+            values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool)
     return values
 
 
@@ -261,11 +284,11 @@ def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[tuple[bytes,
         ) from error
 
 
-def remember(recent: Recent, place: Place, values: Mapping[ValueKey, Stored]) -> None:
+def remember(recent: Recent, place: Place, values: Iterable[tuple[ValueRow, Stored]]) -> None:
     """Keep values in chunks for the next put or read; after the transaction that stored or read them."""
-    for key, value in values.items():
+    for row, value in values:
         if value.pool:
-            recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), key.version, value))
+            recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, row.key.channel), row, value))
 
 
 GENERATIONS = 64

@@ -22,7 +22,7 @@ import ormsgpack
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from memstate_langgraph.checkpoint_ops import ChunkRow, ValueKey, ValueRow
+from memstate_langgraph.checkpoint_ops import ChunkRow, ValueRow
 from memstate_langgraph.graph import SEPARATOR
 from memstate_langgraph.packing import pack, unpack
 
@@ -95,8 +95,9 @@ def unpack_pieces(packed: bytes) -> Pieces:
 # --- cutting
 
 
-def whole(data: bytes) -> Pieces:
-    return (Piece(None, 0, len(data), data),) if data else ()
+def pack_whole(data: bytes) -> bytes:
+    """The pieces of a value that is one of its own, as stored."""
+    return ormsgpack.packb([data] if data else [])
 
 
 @dataclass(slots=True)
@@ -400,11 +401,8 @@ class Spot(NamedTuple):
 
 class Latest(NamedTuple):
     spot: Spot
-    version: str
+    row: ValueRow
     value: Stored
-
-    def row(self) -> ValueRow:
-        return ValueRow(ValueKey(self.spot.channel, self.version), self.value.kind, self.value.packed)
 
 
 class Recent:
@@ -431,9 +429,12 @@ class Recent:
         nodes and subgraphs.
         """
         with self._lock:
+            known = self._get(spot)
+            if known is not None:
+                return known
             for one in spot.lineage():
                 known = self._get(one)
-                if known is not None and (one == spot or size < LARGE or len(known.value.data) > size // 2):
+                if known is not None and (size < LARGE or len(known.value.data) > size // 2):
                     return known
             for one in spot.lineage() if size >= LARGE else ():
                 largest = self._largest.get(one[:2])

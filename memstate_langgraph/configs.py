@@ -39,6 +39,8 @@ def given(value: object, where: str) -> str | None:
 
 
 def named(value: object, where: str) -> str:
+    if type(value) is str and value.isascii() and "\x00" not in value:
+        return value  # as nearly all are
     try:
         text = str(value)
     except (RecursionError, ValueError) as error:

@@ -158,7 +158,7 @@ def is_result(channels: Iterable[str]) -> bool:
 def concerned(identity: Hashable, event: Event, *, over: bool = False) -> list[Stage]:
     """The stages that an event may land; or those that it finds to be over."""
     stages = STAGES.of_thread(identity, event.place.thread_id)
-    return [stage for stage in stages if stage.over == over and event.concerns(stage)]
+    return [stage for stage in stages if stage.over == over and event.concerns(stage)] if stages else []
 
 
 def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
@@ -178,11 +178,13 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         landed.clear()
         landing.clear()
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
-        yield from land([stage for stage in concerned(identity, event) if event.contains(stage)])
+        if stages := concerned(identity, event):
+            yield from land([stage for stage in stages if event.contains(stage)])
         result = yield from start()
         # Looked for again where writers take turns, which a transaction may do from its first write on only: of a
         # task's writes and its checkpoint, the second sees the first.
-        yield from land([stage for stage in concerned(identity, event) if stage not in landed])
+        if stages := concerned(identity, event):
+            yield from land([stage for stage in stages if stage not in landed])
         return result
 
     try:

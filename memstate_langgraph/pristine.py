@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,9 +61,11 @@ class Unfreezable(Exception):
 
 
 class Frozen:
-    """A message as its fields. `types` are those of the fields; `containers` names those that are not atoms."""
+    """A message as its fields. `types` are those of the fields; `containers` names those that are not atoms, `filled`
+    those of them that are not empty.
+    """
 
-    __slots__ = ("containers", "extra", "fields", "kind", "types")
+    __slots__ = ("containers", "extra", "fields", "filled", "kind", "types")
 
     def __init__(
         self,
@@ -77,27 +80,45 @@ class Frozen:
             self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
         else:  # one of the same shape knows
             self.types, self.containers = like.types, like.containers
+        self.filled = [name for name in self.containers if fields[name]]
 
     def thaw(self) -> BaseMessage:
         fields = self.fields.copy()
         for name in self.containers:
-            value = fields[name]
-            fields[name] = thawed(value) if value else value.copy()  # most containers of a message are empty
-        return _message_of(self.kind, fields, None if self.extra is None else thawed(self.extra))
+            fields[name] = fields[name].copy()  # most containers of a message are empty
+        for name in self.filled:
+            fields[name] = thawed(fields[name])
+        return _message_of(self.kind, fields, thawed(self.extra) if self.extra else None if self.extra is None else {})
 
-    def is_still(self, message: Any) -> bool:
-        """Whether a message would be encoded as the one that was frozen."""
-        if type(message) is not self.kind:
-            return False
-        fields = message.__dict__
-        if fields != self.fields or [*map(type, fields.values())] != self.types:
-            return False
-        for name in self.containers:
-            value = self.fields[name]
-            if value and not _identical(value, fields[name]):
-                return False
-        extra = message.__pydantic_extra__
-        return _identical(self.extra, extra) if self.extra or extra else True
+
+def count_unchanged(messages: list[Any], before: list[Any]) -> int:
+    """How many messages at the head would be encoded as those that were frozen before."""
+    low, high = 0, min(len(messages), len(before))
+    step = high  # mostly all of them
+    while low < high:
+        if _are_still(messages[low : low + step], before[low : low + step]):
+            low += step
+        else:
+            high = low + step - 1
+        step = (high - low + 1) // 2
+    return low
+
+
+def _are_still(messages: list[Any], before: list[Any]) -> bool:
+    # few steps for all of them together, since most histories are long and most of their messages stay
+    if [*map(type, before)].count(Frozen) < len(before) or [*map(type, messages)] != [one.kind for one in before]:
+        return False
+    fields = [message.__dict__ for message in messages]
+    if fields != [one.fields for one in before]:
+        return False
+    types = [*map(type, chain.from_iterable([of.values() for of in fields]))]
+    if types != [*chain.from_iterable([one.types for one in before])]:
+        return False
+    filled = [(one, of) for one, of in zip(before, fields, strict=True) if one.filled]
+    if not all(_identical(one.fields[name], of[name]) for one, of in filled for name in one.filled):
+        return False
+    extras = [(one.extra, message.__pydantic_extra__) for one, message in zip(before, messages, strict=True)]
+    return all(_identical(*pair) for pair in extras if pair[0] or pair[1])
 
 
 def _message_of(
@@ -280,7 +301,7 @@ class Pristine:
 
     def _known(self, spot: Spot, serde: SerializerProtocol) -> tuple[_Kept | None, Thawer]:
         with self._lock:
-            kept = next((self._kept[one] for one in spot.lineage() if one in self._kept), None)
+            kept = self._kept.get(spot) or next((self._kept[one] for one in spot.lineage() if one in self._kept), None)
             thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
         return (kept if kept is not None and kept.serde is serde else None), thawer
 
@@ -329,10 +350,7 @@ class Pristine:
             known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
             if known is not None:
                 before = self._frozen_list(kept, thawer)
-                for message, was in zip(value, before, strict=False):
-                    if type(was) is not Frozen or not was.is_still(message):
-                        break
-                    same += 1
+                same = count_unchanged(value, before)
                 head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
                 unchanged = before[:same]
         kind, tail = serde.dumps_typed(value[same:])

@@ -31,7 +31,7 @@ from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.changes import By, Rollback
-from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, WriteRow
+from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, ValueRow, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
 from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
 from memstate_langgraph.differences import Preview
@@ -185,7 +185,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R]:
         return landing.land_with(start, event, self.identity)
 
-    def _stored(self, made: _Put, values: dict[ValueKey, Stored]) -> RunnableConfig:
+    def _stored(self, made: _Put, values: list[tuple[ValueRow, Stored]]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
         return config_of(made.place)
 
@@ -264,7 +264,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         return made._replace(config=config) if get_checkpoint_id(config) else made
 
     def _keep(self, loaded: checkpoints.Loaded) -> None:
-        values = {ValueKey(channel, loaded.versions[channel]): value for channel, value in loaded.values.items()}
+        values = [
+            (ValueRow(ValueKey(channel, loaded.versions[channel]), value.kind, value.packed), value)
+            for channel, value in loaded.values.items()
+        ]
         checkpoints.remember(self._recent, loaded.row.place, values)
 
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
@@ -583,7 +586,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 @dataclass(frozen=True, slots=True)
 class _Put:
     place: Place
-    flow: Flow[dict[ValueKey, Stored]]
+    flow: Flow[list[tuple[ValueRow, Stored]]]
 
 
 def _undoing(place: Place, expected: Preview | None = None) -> Rollback:

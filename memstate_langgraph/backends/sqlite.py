@@ -342,14 +342,17 @@ class SQLiteEngine:
 
     def patiently(self, call: Callable[[], R]) -> R:
         """Try until it is not in another writer's way, or for `busy_timeout`."""
-        deadline = time.monotonic() + self.busy_timeout
+        try:
+            return call()
+        except _Contention:
+            deadline = time.monotonic() + self.busy_timeout
         for pause in pauses():
+            time.sleep(pause)
             try:
                 return call()
             except _Contention as error:
                 if time.monotonic() > deadline:
                     raise busy(self) from error
-                time.sleep(pause)
         raise AssertionError
 
     def warnings(self) -> list[str]:
