@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from memstate_langgraph.ops import Op
+from memstate_langgraph.ops import Op, value
 
 
 class Place(NamedTuple):
@@ -68,32 +67,32 @@ class ChunkRow(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pool(Op[bytes | None]):
     """The pool of chunks that a thread uses, or None if it has none yet."""
 
     thread_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JoinPool(Op[None]):
     thread_id: str
     pool: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SaveCheckpoint(Op[None]):
     row: CheckpointRow
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SaveValues(Op[None]):
     thread_id: str
     checkpoint_ns: str
     rows: tuple[ValueRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SaveChunks(Op[None]):
     """Store chunks that the pool does not hold yet."""
 
@@ -101,14 +100,14 @@ class SaveChunks(Op[None]):
     rows: tuple[ChunkRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SaveWrites(Op[None]):
     """Ordinary writes keep what was stored first, those with a negative `idx` what was stored last."""
 
     rows: tuple[WriteRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FindCheckpoints(Op[list[CheckpointRow]]):
     """Checkpoints by falling id, namespace and thread; None means any.
 
@@ -132,12 +131,12 @@ class ThreadRow(NamedTuple):
     last: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ListThreads(Op[list[ThreadRow]]):
     """All threads by the id of their last checkpoint."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ancestors(Op[list[CheckpointRow]]):
     """The checkpoint that this one was made from, the one before that, and so on, nearest first."""
 
@@ -145,7 +144,7 @@ class Ancestors(Op[list[CheckpointRow]]):
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ThreadIds(Op[list[str]]):
     """The threads after one that have checkpoints or pending writes, in order of id."""
 
@@ -153,14 +152,14 @@ class ThreadIds(Op[list[str]]):
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FindRuns(Op[list[Place]]):
     """The checkpoints that these runs made."""
 
     run_ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FindValues(Op[list[ValueRow]]):
     """Values of a thread and namespace; of these keys, or all."""
 
@@ -169,7 +168,7 @@ class FindValues(Op[list[ValueRow]]):
     keys: frozenset[ValueKey] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holds(Op[bool]):
     """Whether all of these values of a thread, each in its namespace, are stored just so."""
 
@@ -177,20 +176,20 @@ class Holds(Op[bool]):
     values: tuple[tuple[str, ValueRow], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ValueSpaces(Op[list[str]]):
     """The namespaces in which a thread has values."""
 
     thread_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FindChunks(Op[list[ChunkRow]]):
     pool: bytes
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FindWrites(Op[list[WriteRow]]):
     """Pending writes of these checkpoints, of a whole thread where there are none, or of all threads."""
 
@@ -199,7 +198,7 @@ class FindWrites(Op[list[WriteRow]]):
     checkpoint_ids: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WroteTo(Op[list[str]]):
     """The channels that a task has pending writes for."""
 
@@ -207,48 +206,48 @@ class WroteTo(Op[list[str]]):
     task_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PoolPieces(Op[list[bytes]]):
     """The `pieces` of all values and writes of all threads that use a pool."""
 
     pool: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PoolChunks(Op[list[bytes]]):
     """The ids of all chunks of a pool."""
 
     pool: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropCheckpoints(Op[None]):
     """Delete these checkpoints and their pending writes."""
 
     places: tuple[Place, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropValues(Op[None]):
     thread_id: str
     checkpoint_ns: str
     keys: tuple[ValueKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropChunks(Op[None]):
     pool: bytes
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropThread(Op[None]):
     """Delete all that a thread has but the chunks of its pool."""
 
     thread_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CopyThread(Op[None]):
     """Give a thread's checkpoints, writes and values to another one too; the pool must be shared already."""
 

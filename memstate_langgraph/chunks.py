@@ -79,25 +79,37 @@ class Damaged(Exception):
 
 
 def pack_pieces(pieces: Pieces) -> bytes:
-    return ormsgpack.packb([p.inline if p.chunk is None else (p.chunk, p.start, p.size) for p in pieces])
+    """The list as stored; behind what it keeps itself comes a checksum of that, as nobody else would miss a bit."""
+    items: list[Any] = [p.inline if p.chunk is None else (p.chunk, p.start, p.size) for p in pieces]
+    kept = b"".join([p.inline for p in pieces])
+    if kept:
+        items.append(zlib.crc32(kept))
+    return ormsgpack.packb(items)
+
+
+def pack_whole(data: bytes) -> bytes:
+    """The list of a value that is one piece, kept in the list itself."""
+    return ormsgpack.packb([data, zlib.crc32(data)] if data else [])
 
 
 def unpack_pieces(packed: bytes) -> Pieces:
     try:
-        return tuple(
-            Piece(None, 0, len(item), item) if isinstance(item, bytes) else Piece(item[0], item[1], item[2])
-            for item in ormsgpack.unpackb(packed)
+        items = ormsgpack.unpackb(packed)
+        checksum = items.pop() if items and isinstance(items[-1], int) else None
+        pieces = tuple(
+            [
+                Piece(None, 0, len(item), item) if isinstance(item, bytes) else Piece(item[0], item[1], item[2])
+                for item in items
+            ]
         )
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise Damaged(f"its list of pieces cannot be read ({error})") from error
+    if checksum is not None and checksum != zlib.crc32(b"".join([piece.inline for piece in pieces])):
+        raise Damaged("what its list of pieces keeps is not what was stored")
+    return pieces
 
 
 # --- cutting
-
-
-def pack_whole(data: bytes) -> bytes:
-    """The pieces of a value that is one of its own, as stored."""
-    return ormsgpack.packb([data] if data else [])
 
 
 @dataclass(slots=True)

@@ -50,7 +50,8 @@ def named(value: object, where: str) -> str:
 
 
 def config_of(place: Place) -> RunnableConfig:
-    return {"configurable": place._asdict()}
+    thread_id, checkpoint_ns, checkpoint_id = place
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}}
 
 
 @dataclass(slots=True)

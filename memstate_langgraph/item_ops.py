@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from memstate_langgraph.ops import Op
+from memstate_langgraph.ops import Op, value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LastReads(Op[dict[str, float]]):
     """When these items were last read; those never read are missing."""
 
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WasRead(Op[None]):
     """These items were read at this time; None forgets when they were."""
 

@@ -9,7 +9,6 @@ last checkpoint is stored: it lands all that led to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
@@ -19,7 +18,7 @@ from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
 from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.flows import Unprepared
 from memstate_langgraph.graph import exits, run_of
-from memstate_langgraph.ops import Plan, Work
+from memstate_langgraph.ops import Plan, Work, value
 from memstate_langgraph.protocol import ATTEMPTS, contended
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import STAGES, Proof, Stage
@@ -29,7 +28,7 @@ R = TypeVar("R")
 _ENDS_ATTEMPT = frozenset({ERROR, INTERRUPT})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """A task's result is being stored."""
 
@@ -54,7 +53,7 @@ class Result:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Saved:
     """A checkpoint is being stored, made of the results of the tasks that ran on its parent."""
 

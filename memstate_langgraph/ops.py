@@ -10,12 +10,21 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, dataclass_transform
 
 from memstate_langgraph.facts import Entry, Fact, Namespace, Query, Standing, Vector
 
 R = TypeVar("R")
+C = TypeVar("C")
 P = ParamSpec("P")
+
+
+@dataclass_transform(frozen_default=True)
+def value(of: type[C]) -> type[C]:
+    """A dataclass whose fields nobody changes. The type checker sees to that: a frozen one, which checks it as it runs,
+    takes three times as long to make, and several are made for each step of a graph.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(of)
 
 
 class Op(Generic[R]):
@@ -31,14 +40,14 @@ class Op(Generic[R]):
 Plan = Generator[Op[Any], Any, R]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Together(Op[tuple[Any, ...]]):
     """Questions of which none waits for another's answer: a server can be asked all of them in one go."""
 
     questions: tuple[Op[Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Work(Generic[R]):
     """A plan that has not begun. A storage runs it in one transaction, and again from the top on contention.
 
@@ -80,7 +89,7 @@ def reads(plan: Callable[P, Plan[R]]) -> Callable[P, Work[R]]:
 # --- facts and log
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load(Op[dict[str, Standing]]):
     """Where these ids stand; ids never seen are missing from the answer."""
 
@@ -91,19 +100,19 @@ Single = tuple[str, Namespace, str]
 """Type, namespace and canonical key value of a singleton."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holders(Op[dict[Single, str]]):
     """The ids of the live facts that hold these singleton keys."""
 
     keys: tuple[Single, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Find(Op[list[Fact]]):
     query: Query
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Append(Op[None]):
     """Append entries to the log and make the facts what the entries say they are now.
 
@@ -116,7 +125,7 @@ class Append(Op[None]):
     undone: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadLog(Op[list[Entry]]):
     """Entries newest first; None means any, `after < seq <= until`."""
 
@@ -130,7 +139,7 @@ class ReadLog(Op[list[Entry]]):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Steps(Op[list[str]]):
     """The last transactions in force, newest first: of a session, with a cause, after a position of the log.
 
@@ -144,19 +153,19 @@ class Steps(Op[list[str]]):
     ran_on: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LastSeq(Op[int]):
     """The position of the log: the seq of its newest entry, 0 while it is empty."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PositionAt(Op[int]):
     """The position that the log had at a time."""
 
     ts: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FactsAt(Op[list[Fact]]):
     """The live facts at a position of the log, in the order of their last change then; of one id, or all."""
 
@@ -164,7 +173,7 @@ class FactsAt(Op[list[Fact]]):
     fact_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Purge(Op[int]):
     """Empty what the log says of these facts, and let their retired vectors be due `now`.
 
@@ -177,7 +186,7 @@ class Purge(Op[int]):
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Counts:
     """How much a storage holds: facts by type, vectors by collection and state."""
 
@@ -187,7 +196,7 @@ class Counts:
     vectors: dict[tuple[str, str], int]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Count(Op[Counts]):
     """Reads through everything: for people who look, not for plans that decide."""
 
@@ -195,21 +204,21 @@ class Count(Op[Counts]):
 # --- vectors
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Intend(Op[None]):
     """Write down vector ids before the vector store hears of them."""
 
     vectors: tuple[Vector, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Activate(Op[int]):
     """Make intended vectors live, `born` at these seqs. Answers how many were still intended."""
 
     born: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Retire(Op[None]):
     """Retire the live vectors of these facts, `died` at these seqs, but those born there; `due` for deletion.
 
@@ -221,7 +230,7 @@ class Retire(Op[None]):
     index: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Abandon(Op[None]):
     """Give intended vectors up, for deletion now and once more later: by id, or all whose lease ended."""
 
@@ -229,7 +238,7 @@ class Abandon(Op[None]):
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Due(Op[list[Vector]]):
     """Retired vectors and tombstones of these indexes whose time has come."""
 
@@ -238,7 +247,7 @@ class Due(Op[list[Vector]]):
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Buried(Op[None]):
     """The vector store deleted these: forget them, but keep the `late` ones as tombstones until then.
 
@@ -250,7 +259,7 @@ class Buried(Op[None]):
     until: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hydrate(Op[dict[str, Fact]]):
     """The facts that these vectors stood for at a position of the log; others are missing."""
 
@@ -258,7 +267,7 @@ class Hydrate(Op[dict[str, Fact]]):
     at: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadVectors(Op[list[Vector]]):
     """Vector ids of an index after one, in order of id."""
 
@@ -267,7 +276,7 @@ class ReadVectors(Op[list[Vector]]):
     limit: int = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Expunge(Op[None]):
     """Forget vector ids that no vector store holds any more, in whatever state."""
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -270,19 +269,21 @@ class _Kept:
         return self.value
 
 
-@contextmanager
-def _collecting_later() -> Iterator[None]:
+class _CollectingLater:
     """Put the garbage collector off while a value is put together.
 
     All of its thousands of new objects live on, so that looking through them again and again finds nothing; for a
     long chat it would take longer than making them.
     """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
+
+    __slots__ = ("_was_on",)
+
+    def __enter__(self) -> None:
+        self._was_on = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_on:
             gc.enable()
 
 
@@ -307,13 +308,13 @@ class Pristine:
 
     def loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
         """What the serializer would decode; what was decoded before is copied."""
-        with _collecting_later():
-            return self._loads(spot, serde, kind, data)
-
-    def _loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
         # a serializer of one's own may mean anything by its bytes
         if kind != "msgpack" or type(serde) is not JsonPlusSerializer or len(data) < _SHORTEST:
             return serde.loads_typed((kind, data))
+        with _CollectingLater():
+            return self._loads(spot, serde, data)
+
+    def _loads(self, spot: Spot, serde: SerializerProtocol, data: bytes) -> Any:
         kept, thawer = self._known(spot, serde)
         count, start = _array(data)
         body, value = data[start:], _UNKNOWN
@@ -369,9 +370,11 @@ class Pristine:
 
     def _frozen_list(self, kept: _Kept, thawer: Thawer) -> list[Any]:
         try:
-            with _collecting_later():
-                found: list[Any] = kept.frozen(thawer)
-                return found
+            if kept.value is _UNKNOWN:
+                with _CollectingLater():
+                    kept.frozen(thawer)
+            found: list[Any] = kept.frozen(thawer)
+            return found
         except Unfreezable:
             return []
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
+import os
+import random
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -56,6 +56,10 @@ from memstate_langgraph.run import (
 )
 
 R = TypeVar("R")
+
+_random = random.Random()  # of our own: one that a program seeds would repeat itself
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 Found = list[checkpoints.Loaded]
 
@@ -165,9 +169,10 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         held = body.pop("channel_values", {})
         values = []
         for channel, version in new_versions.items():
-            spot = Spot(thread_id, checkpoint_ns or "", channel)
-            kind, data = self._pristine.dumps(spot, codec.values, held[channel]) if channel in held else ("", b"")
-            values.append(checkpoints.NewValue(ValueKey(channel, version_text(version)), kind, data))
+            if channel in held:  # an empty channel has no value at its version
+                spot = Spot(thread_id, checkpoint_ns or "", channel)
+                kind, data = self._pristine.dumps(spot, codec.values, held[channel])
+                values.append(checkpoints.NewValue(ValueKey(channel, version_text(version)), kind, data))
         about = get_checkpoint_metadata(config, metadata)
         run_id = about.get("run_id")
         place = Place(thread_id, checkpoint_ns or "", named(checkpoint["id"], "the checkpoint's id"))
@@ -563,7 +568,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 -- LangGraph's signature
         """Rising strings that differ between forks of one checkpoint."""
         number = 0 if current is None else int(str(current).split(".", maxsplit=1)[0])
-        return f"{number + 1:010}.{secrets.token_hex(4)}"
+        return f"{number + 1:010}.{_random.getrandbits(32):08x}"
 
     def close(self) -> None:
         self._storage.close()
@@ -583,8 +588,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         await self._async_storage.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Put:
+class _Put(NamedTuple):
     place: Place
     flow: Flow[list[tuple[ValueRow, Stored]]]
 
