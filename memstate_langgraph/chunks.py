@@ -129,39 +129,34 @@ def cut(
     """The pieces of a value that replaces `base`, and the chunks among them that are new."""
     chunks: dict[bytes, bytes] = {}
 
-    def stored(start: int, end: int) -> Iterator[Piece]:
+    def new(start: int, end: int) -> list[Piece]:
         if inline and end - start <= INLINE:
-            yield Piece(None, 0, end - start, data[start:end])
-            return
-        for at in range(start, end, CHUNK):
-            text = data[at : min(at + CHUNK, end)]
-            chunk = name_chunk(text)
-            chunks[chunk] = text
-            yield Piece(chunk, 0, len(text))
+            return [Piece(None, 0, end - start, data[start:end])]
+        texts = [data[at : min(at + CHUNK, end)] for at in range(start, end, CHUNK)]
+        names = [*map(name_chunk, texts)]
+        chunks.update(zip(names, texts, strict=True))
+        return [Piece(name, 0, len(text)) for name, text in zip(names, texts, strict=True)]
 
-    grown = None if base is None else _grown(data, base)
-    if grown is not None:
-        head, same, tail = grown
-        pieces = (*stored(0, head), *same, *stored(tail, len(data)))
+    if base is not None and _is_grown(data, base):
+        pieces = [*new(0, base.pieces[0].size), *base.pieces[1:], *new(len(base.data), len(data))]
         if not _crowded([piece.size for piece in pieces], len(data)):
-            return pieces, chunks
+            return tuple(pieces), chunks
         chunks.clear()
-    spans = _merge(_match(data, base), len(data))
-    pieces = tuple(
-        piece for span in spans for piece in (stored(span.start, span.end) if span.piece is None else (span.piece,))
-    )
-    return pieces, chunks
+    pieces = []
+    for span in _merge(_match(data, base), len(data)):
+        pieces += new(span.start, span.end) if span.piece is None else (span.piece,)
+    return tuple(pieces), chunks
 
 
-def _grown(data: bytes, base: Stored) -> tuple[int, Pieces, int] | None:
-    """How most values change: something was appended, and their head counts it.
-
-    Where the head ends, the pieces behind it, and where the new bytes begin.
-    """
+def _is_grown(data: bytes, base: Stored) -> bool:
+    """Whether a value changed as most do: something was appended, and a short head, which counts it, may differ."""
     head = base.pieces[0] if base.pieces else None
-    if head is None or head.chunk is not None or not data.startswith(base.data[head.size :], head.size):
-        return None
-    return head.size, base.pieces[1:], len(base.data)
+    return (
+        head is not None
+        and head.chunk is None
+        and len(data) > len(base.data)
+        and data.startswith(base.data[head.size :], head.size)
+    )
 
 
 def _match(data: bytes, base: Stored | None) -> list[_Span]:
@@ -461,14 +456,15 @@ class Recent:
         return known
 
     def keep(self, latest: Latest) -> None:
+        spot, size = latest.spot, len(latest.value.data)
         with self._lock:
-            self._drop(latest.spot)
-            self._known[latest.spot] = latest
-            self._size += len(latest.value.data)
-            graph = latest.spot[:2]
-            largest = self._known.get(self._largest.get(graph, latest.spot))
-            if largest is None or len(latest.value.data) >= len(largest.value.data):
-                self._largest[graph] = latest.spot
+            known = self._known.pop(spot, None)
+            self._known[spot] = latest
+            self._size += size - (0 if known is None else len(known.value.data))
+            graph = spot[:2]
+            largest = self._known.get(self._largest.get(graph, spot))
+            if largest is None or size >= len(largest.value.data):
+                self._largest[graph] = spot
             while self._size > self._bound and self._known:
                 self._drop(next(iter(self._known)))
 

@@ -151,7 +151,7 @@ def is_result(channels: Iterable[str]) -> bool:
 
     It is also with an error beside its result: of a task that was cancelled when it had only to say that it is done.
     """
-    return any(channel not in WRITES_IDX_MAP for channel in channels)
+    return not WRITES_IDX_MAP.keys() >= set(channels)
 
 
 def concerned(identity: Hashable, event: Event, *, over: bool = False) -> list[Stage]:

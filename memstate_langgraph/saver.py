@@ -220,10 +220,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
         codec = self._codec
-        for name, where in ((task_id, "task_id"), (task_path, "task_path"), *((name, "channel") for name, _ in writes)):
-            named(name, f"put_writes: {where}")
+        named(task_id, "put_writes: task_id")
+        named(task_path, "put_writes: task_path")
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
+            named(channel, "put_writes: channel")
             kind, data = codec.dumps(value)
             if len(data) >= LARGE:
                 large[index] = checkpoints.NewValue(ValueKey(channel, ""), kind, data)
