@@ -105,7 +105,7 @@ def count_unchanged(messages: list[Any], before: list[Any]) -> int:
 
 def _are_still(messages: list[Any], before: list[Any]) -> bool:
     # few steps for all of them together, since most histories are long and most of their messages stay
-    if [*map(type, before)].count(Frozen) < len(before) or [*map(type, messages)] != [one.kind for one in before]:
+    if not _all_frozen(before) or [*map(type, messages)] != [one.kind for one in before]:
         return False
     fields = [message.__dict__ for message in messages]
     if fields != [one.fields for one in before]:
@@ -230,6 +230,14 @@ class Thawer:
         return self._serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
 
 
+def _frozen_list(decoded: list[Any]) -> list[Any]:
+    return decoded if _all_frozen(decoded) else [frozen(item) for item in decoded]
+
+
+def _all_frozen(items: list[Any]) -> bool:
+    return [*map(type, items)].count(Frozen) == len(items)
+
+
 def _same(by_hand: Frozen, decoded: Any) -> bool:
     try:
         known = frozen(decoded)
@@ -327,7 +335,7 @@ class Pristine:
                         return thawed(kept.frozen(thawer)[:count])
                     if body.startswith(kept.body):  # a later one: decode what was appended
                         more = _header(count - kept.count) + body[len(kept.body) :]
-                        value = kept.frozen(thawer) + frozen(thawer.decode(more))
+                        value = kept.frozen(thawer) + _frozen_list(thawer.decode(more))
                         self._keep(spot, _Kept(serde, body, value, count))
                         return thawed(value)
             except Unfreezable:
@@ -359,7 +367,7 @@ class Pristine:
             return serde.dumps_typed(value)
         count, start = _array(tail)
         try:
-            fresh = frozen(thawer.decode(tail))
+            fresh = _frozen_list(thawer.decode(tail))
         except Unfreezable:
             return kind, _header(len(value)) + head + tail[start:]
         body = head + tail[start:]
