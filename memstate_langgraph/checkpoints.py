@@ -169,13 +169,16 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
     held = tuple({(found.spot.checkpoint_ns, found.row): None for found in known.values()})
     if held and not (yield from Holds(place.thread_id, held)):
         known.clear()
-    bases = {channel: found.value for channel, found in known.items()}
     # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
-    pool = next((base.pool for base in bases.values() if chunk_ids(base.pieces)), None)
+    pool = None
+    for found in known.values():
+        if any(piece.chunk is not None for piece in found.value.pieces):
+            pool = found.value.pool
+            break
     if pool is None:
         pool = yield from _pool(place.thread_id)
     # a thread that was deleted and began again has another pool
-    return pool, {channel: base for channel, base in bases.items() if base.pool == pool}
+    return pool, {channel: found.value for channel, found in known.items() if found.value.pool == pool}
 
 
 def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: Recent, codec: Codec) -> Plan[None]:

@@ -31,7 +31,9 @@ CHUNK = 65536
 INLINE = 24
 """New bytes up to this many are kept in the list of pieces itself."""
 WHOLE = 512
-"""A value of fewer bytes is kept there as a whole: to share some of them would cost more than to store them again."""
+"""A value of fewer bytes is kept there as a whole, and so is what was appended to one, until there is more of it: a
+chunk costs more than to store so few bytes again.
+"""
 RUN = 16
 """So many small pieces in a row, or medium ones, are rewritten as one."""
 SMALL = CHUNK // 16
@@ -128,24 +130,30 @@ def cut(
 ) -> tuple[Pieces, dict[bytes, bytes]]:
     """The pieces of a value that replaces `base`, and the chunks among them that are new."""
     chunks: dict[bytes, bytes] = {}
-
-    def new(start: int, end: int) -> list[Piece]:
-        if inline and end - start <= INLINE:
-            return [Piece(None, 0, end - start, data[start:end])]
-        texts = [data[at : min(at + CHUNK, end)] for at in range(start, end, CHUNK)]
-        names = [*map(name_chunk, texts)]
-        chunks.update(zip(names, texts, strict=True))
-        return [Piece(name, 0, len(text)) for name, text in zip(names, texts, strict=True)]
-
     if base is not None and _is_grown(data, base):
-        pieces = [*new(0, base.pieces[0].size), *base.pieces[1:], *new(len(base.data), len(data))]
-        if not _crowded([piece.size for piece in pieces], len(data)):
-            return tuple(pieces), chunks
+        pieces = _grown(data, base, name_chunk, chunks)
+        if not _crowded(pieces, len(data)):
+            return pieces, chunks
         chunks.clear()
-    pieces = []
+    cut_up: list[Piece] = []
     for span in _merge(_match(data, base), len(data)):
-        pieces += new(span.start, span.end) if span.piece is None else (span.piece,)
-    return tuple(pieces), chunks
+        if span.piece is not None:
+            cut_up.append(span.piece)
+        elif inline and span.size <= INLINE:
+            cut_up.append(Piece(None, 0, span.size, data[span.start : span.end]))
+        else:
+            cut_up += _chunked(data[span.start : span.end], name_chunk, chunks)
+    return tuple(cut_up), chunks
+
+
+def _chunked(text: bytes, name_chunk: Callable[[bytes], bytes], chunks: dict[bytes, bytes]) -> list[Piece]:
+    pieces = []
+    for start in range(0, len(text), CHUNK):
+        part = text[start : start + CHUNK]
+        name = name_chunk(part)
+        chunks[name] = part
+        pieces.append(Piece(name, 0, len(part)))
+    return pieces
 
 
 def _is_grown(data: bytes, base: Stored) -> bool:
@@ -157,6 +165,17 @@ def _is_grown(data: bytes, base: Stored) -> bool:
         and len(data) > len(base.data)
         and data.startswith(base.data[head.size :], head.size)
     )
+
+
+def _grown(data: bytes, base: Stored, name_chunk: Callable[[bytes], bytes], chunks: dict[bytes, bytes]) -> Pieces:
+    head, *same = base.pieces
+    start = len(base.data)
+    if same and same[-1].chunk is None:
+        start -= same.pop().size
+    # the end waits in the list itself until there is enough of it for a chunk
+    end = data[start:]
+    more = [Piece(None, 0, len(end), end)] if len(end) < WHOLE else _chunked(end, name_chunk, chunks)
+    return (Piece(None, 0, head.size, data[: head.size]), *same, *more)
 
 
 def _match(data: bytes, base: Stored | None) -> list[_Span]:
@@ -254,7 +273,7 @@ def _tail(text: bytes, data: bytes, at: int) -> tuple[int, int]:
 def _merge(spans: list[_Span], size: int) -> list[_Span]:
     """Rewrite neighbours as one until there are few enough pieces."""
     spans = _joined(spans)
-    if not _crowded([span.size for span in spans], size):
+    if not _crowded(spans, size):
         return spans
     spans = _rewrite_runs(_rewrite_runs(spans, 0, SMALL), SMALL, MEDIUM)
     while len(spans) > _most(size):  # large and small in turns
@@ -268,12 +287,17 @@ def _most(size: int) -> int:
     return PIECES + size // (CHUNK // 4)
 
 
-def _crowded(sizes: list[int], size: int) -> bool:
-    """Whether pieces of these sizes may have to be rewritten as fewer."""
-    if len(sizes) < RUN:
+def _crowded(pieces: Sequence[Piece | _Span], size: int) -> bool:
+    """Whether there may be so many that some have to be rewritten as fewer."""
+    if len(pieces) < RUN:
         return False
-    small = sum([one < SMALL for one in sizes])
-    return small >= RUN or sum([one < MEDIUM for one in sizes]) - small >= RUN or len(sizes) > _most(size)
+    small = medium = 0
+    for piece in pieces:
+        if piece.size < SMALL:
+            small += 1
+        elif piece.size < MEDIUM:
+            medium += 1
+    return small >= RUN or medium >= RUN or len(pieces) > _most(size)
 
 
 def _rewrite_runs(spans: list[_Span], least: int, most: int) -> list[_Span]:

@@ -23,11 +23,10 @@ Shape = tuple[tuple[str, int], ...]
 
 _FEW = range(1, 5)
 """So many channels change in most steps."""
-_GROWN = (texts.HOLDS, 1), (texts.SAVE_CHUNK, 1)
-"""What a channel asks and writes besides its row, if its value is large and shares bytes with the last one."""
+_LARGE: tuple[Shape, ...] = (), ((texts.HOLDS, 1),), ((texts.HOLDS, 1), (texts.SAVE_CHUNK, 1))
+"""What comes before the rows of values if one of them is large, and shares bytes with its last version."""
 _SHAPES: tuple[Shape, ...] = (
-    *(((texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for values in _FEW),
-    *((*_GROWN, (texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for values in _FEW),
+    *((*large, (texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for large in _LARGE for values in _FEW),
     *(((texts.SAVE_FIRST_WRITE, writes),) for writes in _FEW[1:]),
 )
 
