@@ -210,7 +210,7 @@ def test_a_step_of_a_graph_is_one_statement(tmp_path: Path) -> None:
     def is_one(call: Callable[..., Any], *args: Any) -> bool:
         told.clear()
         call(*args)
-        return "BEGIN" not in [text.split()[0] for text in told] and told[0].startswith("INSERT INTO at_once")
+        return "BEGIN" not in [text.split()[0] for text in told] and told[0].startswith("INSERT")
 
     def put(version: str, **values: Any) -> bool:
         versions: ChannelVersions = dict.fromkeys(values, version)

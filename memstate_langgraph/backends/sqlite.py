@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +97,7 @@ class _Transaction:
         connection = self._connection
         try:
             result = drive(work.start(), self._answer)
-            if not connection.in_transaction and self._waiting:
+            if not connection.in_transaction and (self._waiting or self._guesses):
                 self._write()
             if connection.in_transaction:
                 connection.execute("COMMIT")
@@ -140,11 +140,7 @@ class _Transaction:
 
     def _write(self) -> None:
         """Write all that waits, in one statement if there is one for it."""
-        batches = [*map(held, self._guesses), *self._waiting]
-        if len(batches) == 1 and len(batches[0].rows) == 1:
-            statement: tuple[str, Sequence[Any]] | None = (batches[0].text, batches[0].rows[0])
-        else:
-            statement = at_once(batches)
+        statement = at_once([*map(held, self._guesses), *self._waiting]) if self._waiting else None
         if statement is None:
             self._begin_asking()
             return

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memstate_langgraph.backends import sql_checkpoints as texts
-from memstate_langgraph.backends.statements import Batch
+from memstate_langgraph.backends.statements import Batch, insert_of
 
 WRONG = "memstate: not as it was taken to be"
 """The error of a statement whose checks found nothing."""
@@ -21,13 +21,15 @@ WRONG = "memstate: not as it was taken to be"
 Shape = tuple[tuple[str, int], ...]
 """How many rows of which statements, in their order."""
 
+MOST = 32
+"""So many rows of one table are one statement."""
+_INSERTS = frozenset({texts.SAVE_VALUE, texts.SAVE_FIRST_WRITE, texts.SAVE_LAST_WRITE})
 _FEW = range(1, 5)
 """So many channels change in most steps."""
 _LARGE: tuple[Shape, ...] = (), ((texts.HOLDS, 1),), ((texts.HOLDS, 1), (texts.SAVE_CHUNK, 1))
 """What comes before the rows of values if one of them is large, and shares bytes with its last version."""
 _SHAPES: tuple[Shape, ...] = (
     *((*large, (texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for large in _LARGE for values in _FEW),
-    *(((texts.SAVE_FIRST_WRITE, writes),) for writes in _FEW[1:]),
 )
 
 
@@ -59,8 +61,14 @@ def _step(text: str) -> str:
     return f"SELECT RAISE(ABORT, '{WRONG}') WHERE NOT EXISTS ({text}); " if text == texts.HOLDS else f"{text}; "
 
 
-def at_once(batches: Sequence[Batch]) -> tuple[str, list[Any]] | None:
+def at_once(batches: Sequence[Batch]) -> tuple[str, Sequence[Any]] | None:
     """One statement that writes these rows, unless a check among them finds nothing; None if it takes several."""
+    if len(batches) == 1:
+        text, rows, _ = batches[0]
+        if len(rows) == 1:
+            return text, rows[0]
+        if text in _INSERTS and len(rows) <= MOST:
+            return insert_of(text, len(rows)), [part for row in rows for part in row]
     statement = _STATEMENTS.get(tuple([(batch.text, len(batch.rows)) for batch in batches]))
     if statement is None:
         return None
