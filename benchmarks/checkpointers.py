@@ -36,7 +36,7 @@ from rich.table import Table
 from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, MemoryStore, MemStateCheckpointer, SQLiteStorage
 
 SYNCHRONOUS = "NORMAL"
-ROUNDS_OF = 300
+ROUNDS_OF = 1000
 """Turns in all the rounds of one chat; a longer one is held once."""
 READS = 5
 """How often a thread is read, each time by a saver that has read nothing yet."""

@@ -84,12 +84,14 @@ def test_metadata_is_merged_and_keeps_its_tuples(saver: MemStateCheckpointer) ->
     assert list(saver.list(config(), filter={"run_id": "x"})) == []
 
 
-def test_a_value_stays_as_its_version_said(saver: MemStateCheckpointer) -> None:
-    first = saver.put(config(), checkpoint({"a": [1], "b": 1}, {"a": "1", "b": "1"}), META, {"a": "1", "b": "1"})
-    values = {"a": [1, "changed in place"], "b": 2}
+@pytest.mark.parametrize("times", [1, 1000], ids=["small", "large"])
+def test_a_value_stays_as_its_version_said(saver: MemStateCheckpointer, times: int) -> None:
+    one, two = "one" * times, "two" * times
+    first = saver.put(config(), checkpoint({"a": [1], "b": one}, {"a": "1", "b": "1"}), META, {"a": "1", "b": "1"})
+    values = {"a": [1, "changed in place"], "b": two}
     second = saver.put(first, checkpoint(values, {"a": "1", "b": "2"}), META, {"b": "2"})
-    assert saver.get_tuple(second).checkpoint["channel_values"] == {"a": [1], "b": 2}  # type: ignore[union-attr]
-    assert saver.get_tuple(first).checkpoint["channel_values"] == {"a": [1], "b": 1}  # type: ignore[union-attr]
+    assert saver.get_tuple(second).checkpoint["channel_values"] == {"a": [1], "b": two}  # type: ignore[union-attr]
+    assert saver.get_tuple(first).checkpoint["channel_values"] == {"a": [1], "b": one}  # type: ignore[union-attr]
 
 
 def test_nobody_shares_a_mutable_object(saver: MemStateCheckpointer) -> None:

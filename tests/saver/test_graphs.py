@@ -15,7 +15,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 
-from memstate_langgraph import MemStateCheckpointer
+from memstate_langgraph import MemStateCheckpointer, chunks
 from tests.saver.helpers import Saver, chat, config, forgetful
 
 
@@ -86,7 +86,11 @@ def plain(told: list[Any]) -> str:
     return re.sub(r"id='[0-9a-f]{32}'|'[0-9a-f-]{36}'", "id", str(told))
 
 
-def test_a_graph_with_everything_behaves_as_in_memory(saver: MemStateCheckpointer) -> None:
+@pytest.mark.parametrize("whole", [chunks.WHOLE, 64, 1], ids=lambda whole: f"chunks from {whole} bytes")
+def test_a_graph_with_everything_behaves_as_in_memory(
+    saver: MemStateCheckpointer, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "WHOLE", whole)
     ours = plain(story(saver))
     assert ours == plain(story(InMemorySaver()))
     copied = seen(build(saver), config("copy"))
