@@ -358,7 +358,7 @@ def copy_thread(source: str, target: str) -> Plan[None]:
     """The copy refers to the same chunks, so it costs rows, not values."""
     if source == target:
         return
-    if (yield from Pool(target)) is not None or (yield from FindCheckpoints(target, limit=1)):
+    if (yield from FindCheckpoints(target, limit=1)) or (yield from FindWrites(target)):
         raise ConflictError(f"copy_thread: thread {target!r} already has checkpoints; delete it first")
     pool = yield from Pool(source)
     if pool is not None:

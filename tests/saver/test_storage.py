@@ -20,6 +20,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from memstate_langgraph import (
     AsyncMemoryStore,
     AsyncSQLiteStorage,
+    ConflictError,
     DamagedCheckpoint,
     MemoryStore,
     MemStateCheckpointer,
@@ -98,6 +99,16 @@ def test_a_copy_outlives_its_source(saver: MemStateCheckpointer) -> None:
     assert app.get_state(config("copy")).values == values
     pending = saver.get_tuple(config("copy")).pending_writes  # type: ignore[union-attr]
     assert pending == [("task", "a", "waits"), ("task", "b", "x" * 5000)]
+
+
+def test_a_thread_that_has_only_pending_writes_is_copied(saver: MemStateCheckpointer) -> None:
+    at: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}}
+    saver.put_writes(at, [("a", "waits")], "task")
+    saver.copy_thread("t", "copy")
+    found = saver._storage.run(reads(lambda: iter(ops.FindWrites("copy")))())
+    assert [(row.place.thread_id, row.channel) for row in found] == [("copy", "a")]
+    with pytest.raises(ConflictError, match="already has"):
+        saver.copy_thread("t", "copy")
 
 
 @pytest.mark.parametrize("more", [0, 8], ids=["of a few channels", "of many"])
