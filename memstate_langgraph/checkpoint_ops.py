@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from memstate_langgraph.ops import Op, value
+from memstate_langgraph.ops import Op, unchanging
 
 
 class Place(NamedTuple):
@@ -67,32 +67,32 @@ class ChunkRow(NamedTuple):
     data: bytes
 
 
-@value
+@unchanging
 class Pool(Op[bytes | None]):
     """The pool of chunks that a thread uses, or None if it has none yet."""
 
     thread_id: str
 
 
-@value
+@unchanging
 class JoinPool(Op[None]):
     thread_id: str
     pool: bytes
 
 
-@value
+@unchanging
 class SaveCheckpoint(Op[None]):
     row: CheckpointRow
 
 
-@value
+@unchanging
 class SaveValues(Op[None]):
     thread_id: str
     checkpoint_ns: str
     rows: tuple[ValueRow, ...]
 
 
-@value
+@unchanging
 class SaveChunks(Op[None]):
     """Store chunks that the pool does not hold yet."""
 
@@ -100,14 +100,14 @@ class SaveChunks(Op[None]):
     rows: tuple[ChunkRow, ...]
 
 
-@value
+@unchanging
 class SaveWrites(Op[None]):
     """Ordinary writes keep what was stored first, those with a negative `idx` what was stored last."""
 
     rows: tuple[WriteRow, ...]
 
 
-@value
+@unchanging
 class FindCheckpoints(Op[list[CheckpointRow]]):
     """Checkpoints by falling id, namespace and thread; None means any.
 
@@ -131,12 +131,12 @@ class ThreadRow(NamedTuple):
     last: str
 
 
-@value
+@unchanging
 class ListThreads(Op[list[ThreadRow]]):
     """All threads by the id of their last checkpoint."""
 
 
-@value
+@unchanging
 class Ancestors(Op[list[CheckpointRow]]):
     """The checkpoint that this one was made from, the one before that, and so on, nearest first."""
 
@@ -144,7 +144,7 @@ class Ancestors(Op[list[CheckpointRow]]):
     limit: int
 
 
-@value
+@unchanging
 class ThreadIds(Op[list[str]]):
     """The threads after one that have checkpoints or pending writes, in order of id."""
 
@@ -152,14 +152,14 @@ class ThreadIds(Op[list[str]]):
     limit: int
 
 
-@value
+@unchanging
 class FindRuns(Op[list[Place]]):
     """The checkpoints that these runs made."""
 
     run_ids: tuple[str, ...]
 
 
-@value
+@unchanging
 class FindValues(Op[list[ValueRow]]):
     """Values of a thread and namespace; of these keys, or all."""
 
@@ -168,7 +168,7 @@ class FindValues(Op[list[ValueRow]]):
     keys: frozenset[ValueKey] | None = None
 
 
-@value
+@unchanging
 class Holds(Op[bool]):
     """Whether all of these values of a thread, each in its namespace, are stored just so."""
 
@@ -176,20 +176,20 @@ class Holds(Op[bool]):
     values: tuple[tuple[str, ValueRow], ...]
 
 
-@value
+@unchanging
 class ValueSpaces(Op[list[str]]):
     """The namespaces in which a thread has values."""
 
     thread_id: str
 
 
-@value
+@unchanging
 class FindChunks(Op[list[ChunkRow]]):
     pool: bytes
     ids: tuple[bytes, ...]
 
 
-@value
+@unchanging
 class FindWrites(Op[list[WriteRow]]):
     """Pending writes of these checkpoints, of a whole thread where there are none, or of all threads."""
 
@@ -198,7 +198,7 @@ class FindWrites(Op[list[WriteRow]]):
     checkpoint_ids: tuple[str, ...] | None = None
 
 
-@value
+@unchanging
 class WroteTo(Op[list[str]]):
     """The channels that a task has pending writes for."""
 
@@ -206,48 +206,48 @@ class WroteTo(Op[list[str]]):
     task_id: str
 
 
-@value
+@unchanging
 class PoolPieces(Op[list[bytes]]):
     """The `pieces` of all values and writes of all threads that use a pool."""
 
     pool: bytes
 
 
-@value
+@unchanging
 class PoolChunks(Op[list[bytes]]):
     """The ids of all chunks of a pool."""
 
     pool: bytes
 
 
-@value
+@unchanging
 class DropCheckpoints(Op[None]):
     """Delete these checkpoints and their pending writes."""
 
     places: tuple[Place, ...]
 
 
-@value
+@unchanging
 class DropValues(Op[None]):
     thread_id: str
     checkpoint_ns: str
     keys: tuple[ValueKey, ...]
 
 
-@value
+@unchanging
 class DropChunks(Op[None]):
     pool: bytes
     ids: tuple[bytes, ...]
 
 
-@value
+@unchanging
 class DropThread(Op[None]):
     """Delete all that a thread has but the chunks of its pool."""
 
     thread_id: str
 
 
-@value
+@unchanging
 class CopyThread(Op[None]):
     """Give a thread's checkpoints, writes and values to another one too; the pool must be shared already."""
 

@@ -65,7 +65,7 @@ from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, fits
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 EMPTY = Stored("", b"", (), pack_pieces(()), b"")
-"""What an empty channel is stored as."""
+"""What an empty channel was stored as, before it had no row."""
 
 Versions = Mapping[str, str]
 """Channel names and their versions as text."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from memstate_langgraph.ops import Op, value
+from memstate_langgraph.ops import Op, unchanging
 
 
-@value
+@unchanging
 class LastReads(Op[dict[str, float]]):
     """When these items were last read; those never read are missing."""
 
     ids: tuple[str, ...]
 
 
-@value
+@unchanging
 class WasRead(Op[None]):
     """These items were read at this time; None forgets when they were."""
 

@@ -18,7 +18,7 @@ from memstate_langgraph.checkpoint_ops import FindCheckpoints, Place, WroteTo
 from memstate_langgraph.errors import MemoryStoreError
 from memstate_langgraph.flows import Unprepared
 from memstate_langgraph.graph import exits, run_of
-from memstate_langgraph.ops import Plan, Work, value
+from memstate_langgraph.ops import Plan, Work, unchanging
 from memstate_langgraph.protocol import ATTEMPTS, contended
 from memstate_langgraph.run import Flow
 from memstate_langgraph.staging import STAGES, Proof, Stage
@@ -28,7 +28,7 @@ R = TypeVar("R")
 _ENDS_ATTEMPT = frozenset({ERROR, INTERRUPT})
 
 
-@value
+@unchanging
 class Result:
     """A task's result is being stored."""
 
@@ -53,7 +53,7 @@ class Result:
         return False
 
 
-@value
+@unchanging
 class Saved:
     """A checkpoint is being stored, made of the results of the tasks that ran on its parent."""
 

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 
 @dataclass_transform(frozen_default=True)
-def value(of: type[C]) -> type[C]:
+def unchanging(of: type[C]) -> type[C]:
     """A dataclass whose fields nobody changes. The type checker sees to that: a frozen one, which checks it as it runs,
     takes three times as long to make, and several are made for each step of a graph.
     """
@@ -40,14 +40,14 @@ class Op(Generic[R]):
 Plan = Generator[Op[Any], Any, R]
 
 
-@value
+@unchanging
 class Together(Op[tuple[Any, ...]]):
     """Questions of which none waits for another's answer: a server can be asked all of them in one go."""
 
     questions: tuple[Op[Any], ...]
 
 
-@value
+@unchanging
 class Work(Generic[R]):
     """A plan that has not begun. A storage runs it in one transaction, and again from the top on contention.
 
@@ -89,7 +89,7 @@ def reads(plan: Callable[P, Plan[R]]) -> Callable[P, Work[R]]:
 # --- facts and log
 
 
-@value
+@unchanging
 class Load(Op[dict[str, Standing]]):
     """Where these ids stand; ids never seen are missing from the answer."""
 
@@ -100,19 +100,19 @@ Single = tuple[str, Namespace, str]
 """Type, namespace and canonical key value of a singleton."""
 
 
-@value
+@unchanging
 class Holders(Op[dict[Single, str]]):
     """The ids of the live facts that hold these singleton keys."""
 
     keys: tuple[Single, ...]
 
 
-@value
+@unchanging
 class Find(Op[list[Fact]]):
     query: Query
 
 
-@value
+@unchanging
 class Append(Op[None]):
     """Append entries to the log and make the facts what the entries say they are now.
 
@@ -125,7 +125,7 @@ class Append(Op[None]):
     undone: tuple[str, ...] = ()
 
 
-@value
+@unchanging
 class ReadLog(Op[list[Entry]]):
     """Entries newest first; None means any, `after < seq <= until`."""
 
@@ -139,7 +139,7 @@ class ReadLog(Op[list[Entry]]):
     limit: int | None = None
 
 
-@value
+@unchanging
 class Steps(Op[list[str]]):
     """The last transactions in force, newest first: of a session, with a cause, after a position of the log.
 
@@ -153,19 +153,19 @@ class Steps(Op[list[str]]):
     ran_on: str | None = None
 
 
-@value
+@unchanging
 class LastSeq(Op[int]):
     """The position of the log: the seq of its newest entry, 0 while it is empty."""
 
 
-@value
+@unchanging
 class PositionAt(Op[int]):
     """The position that the log had at a time."""
 
     ts: datetime
 
 
-@value
+@unchanging
 class FactsAt(Op[list[Fact]]):
     """The live facts at a position of the log, in the order of their last change then; of one id, or all."""
 
@@ -173,7 +173,7 @@ class FactsAt(Op[list[Fact]]):
     fact_id: str | None = None
 
 
-@value
+@unchanging
 class Purge(Op[int]):
     """Empty what the log says of these facts, and let their retired vectors be due `now`.
 
@@ -186,7 +186,7 @@ class Purge(Op[int]):
     now: float
 
 
-@value
+@unchanging
 class Counts:
     """How much a storage holds: facts by type, vectors by collection and state."""
 
@@ -196,7 +196,7 @@ class Counts:
     vectors: dict[tuple[str, str], int]
 
 
-@value
+@unchanging
 class Count(Op[Counts]):
     """Reads through everything: for people who look, not for plans that decide."""
 
@@ -204,21 +204,21 @@ class Count(Op[Counts]):
 # --- vectors
 
 
-@value
+@unchanging
 class Intend(Op[None]):
     """Write down vector ids before the vector store hears of them."""
 
     vectors: tuple[Vector, ...]
 
 
-@value
+@unchanging
 class Activate(Op[int]):
     """Make intended vectors live, `born` at these seqs. Answers how many were still intended."""
 
     born: tuple[tuple[str, int], ...]
 
 
-@value
+@unchanging
 class Retire(Op[None]):
     """Retire the live vectors of these facts, `died` at these seqs, but those born there; `due` for deletion.
 
@@ -230,7 +230,7 @@ class Retire(Op[None]):
     index: str | None = None
 
 
-@value
+@unchanging
 class Abandon(Op[None]):
     """Give intended vectors up, for deletion now and once more later: by id, or all whose lease ended."""
 
@@ -238,7 +238,7 @@ class Abandon(Op[None]):
     now: float
 
 
-@value
+@unchanging
 class Due(Op[list[Vector]]):
     """Retired vectors and tombstones of these indexes whose time has come."""
 
@@ -247,7 +247,7 @@ class Due(Op[list[Vector]]):
     limit: int
 
 
-@value
+@unchanging
 class Buried(Op[None]):
     """The vector store deleted these: forget them, but keep the `late` ones as tombstones until then.
 
@@ -259,7 +259,7 @@ class Buried(Op[None]):
     until: float
 
 
-@value
+@unchanging
 class Hydrate(Op[dict[str, Fact]]):
     """The facts that these vectors stood for at a position of the log; others are missing."""
 
@@ -267,7 +267,7 @@ class Hydrate(Op[dict[str, Fact]]):
     at: int
 
 
-@value
+@unchanging
 class ReadVectors(Op[list[Vector]]):
     """Vector ids of an index after one, in order of id."""
 
@@ -276,7 +276,7 @@ class ReadVectors(Op[list[Vector]]):
     limit: int = 1000
 
 
-@value
+@unchanging
 class Expunge(Op[None]):
     """Forget vector ids that no vector store holds any more, in whatever state."""
 

@@ -178,18 +178,17 @@ class SQLiteEngine:
         self._pool = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
-        self.writer = self._open()
-        prepare_at_once(self.writer)
+        self.writer = self._open(writes=True)
         if not self.in_memory:
             self._readers.append(self._open())
 
     # --- opening
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, writes: bool = False) -> sqlite3.Connection:
         deadline = time.monotonic() + self.busy_timeout
         for pause in pauses():
             try:
-                return self._connect()
+                return self._connect(writes)
             except _Contention as error:
                 # two processes that open a new file may both try to make it; one of them waits
                 if time.monotonic() > deadline:
@@ -197,7 +196,7 @@ class SQLiteEngine:
                 time.sleep(pause)
         raise AssertionError
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, writes: bool) -> sqlite3.Connection:
         try:
             connection: sqlite3.Connection = self._driver.module.connect(
                 self.path, timeout=1.0, isolation_level=None, check_same_thread=False, cached_statements=512
@@ -206,6 +205,8 @@ class SQLiteEngine:
                 for statement in self._driver.first:
                     connection.execute(statement)
                 self._prepare(connection)
+                if writes:
+                    prepare_at_once(connection)
             except BaseException:
                 connection.close()
                 raise
