@@ -224,6 +224,7 @@ MUTANTS = [
     Mutant("what a list of pieces keeps is not verified", "chunks.py", "    if checksum is not None and checksum", "    if False and checksum", STORED + "::test_damage_is_an_error_never_a_wrong_state"),
     Mutant("what waited in a list of pieces is lost", "chunks.py", "        start -= same.pop().size", "        same.pop()", "tests/test_chunks.py::test_pieces_are_the_value"),
     Mutant("a copied thread leaves its chunks behind", "checkpoints.py", "    if pool is not None:\n        yield from JoinPool(target, pool)\n", "", STORED + "::test_a_copy_outlives_its_source"),
+    Mutant("on PostgreSQL a checkpoint takes its turn when it commits", "backends/postgres_engine.py", "            if isinstance(op, checkpoint_ops.SaveCheckpoint) and transaction.locking:", "            if False:", "tests/postgres/test_faults.py::test_a_checkpoint_takes_its_turn_when_it_is_saved"),
     Mutant("a writer trusts its memory of a channel", "checkpoints.py", "    if held and not (yield from Holds(", "    if held and False and not (yield from Holds(", STORED + "::test_a_thread_that_another_began_anew_goes_on"),
     Mutant("what was taken for granted is not checked", "backends/sqlite_at_once.py", "WHERE NOT EXISTS ({text}); ", "WHERE FALSE AND NOT EXISTS ({text}); ", SQLITE + "::test_a_step_of_a_graph_is_one_statement"),
     Mutant("what was taken for granted is not checked before a question", "backends/sqlite.py", "            if not self._answer(guess):", "            if False:", STORED + "::test_a_thread_that_another_began_anew_goes_on"),

@@ -29,7 +29,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from memstate_langgraph import ops
+from memstate_langgraph import checkpoint_ops, ops
 from memstate_langgraph.backends.scopes import LOG, Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
 from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements, insert_of
@@ -128,6 +128,8 @@ class Transaction:
     """What it selects when it begins: its number if it writes, its settings, its locks."""
     queue: list[Statement] = field(default_factory=list)
     held: dict[str, bool] = field(default_factory=dict)
+    locking: bool = False
+    """Whether a lock among what it holds was not sent yet."""
     begun: bool = False
     xid: str | None = None
     tx: str | None = None
@@ -143,6 +145,7 @@ class Transaction:
     def send(self) -> Steps[list[list[Row]]]:
         """Send what has gathered. Statements without an answer wait for one that has, to save a round trip."""
         statements, self.queue = merged(self.queue), []
+        self.locking = False
         if self.begun:
             results: list[list[Row]] = yield Exchange(self.wire, statements)
             return results
@@ -310,7 +313,11 @@ class PostgresEngine:
         def answer(op: Op[Any]) -> Steps[Any]:
             if isinstance(op, ops.Together):
                 return (yield from abreast([begun(question) for question in op.questions], execute_all))
-            return (yield from relay(begun(op), execute))
+            result = yield from relay(begun(op), execute)
+            if isinstance(op, checkpoint_ops.SaveCheckpoint) and transaction.locking:
+                # from here on the plan sees what other writers of the thread stored: see `landing`
+                yield from transaction.send()
+            return result
 
         def begun(op: Op[Any]) -> Statements[Any]:
             if work.write:
@@ -320,6 +327,7 @@ class PostgresEngine:
                         relaxed = [_set("synchronous_commit", "off")] if flushes and lock == LOG else []
                         transaction.select([*relaxed, self.lock(lock)])
                         transaction.held[lock.of] = lock.shared
+                        transaction.locking = True
             if isinstance(op, ops.Append):
                 transaction.tx = op.entries[0].tx
             return ANSWERS[type(op)](op, _DIALECT)

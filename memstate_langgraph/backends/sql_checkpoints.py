@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
@@ -54,16 +54,16 @@ def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
     return rows[0][0] if rows else None
 
 
-def join_pool(op: ops.JoinPool) -> list[Batch]:
-    return [Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])]
+def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
+    yield Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])
 
 
-def save_checkpoint(op: ops.SaveCheckpoint) -> list[Batch]:
-    return [Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])]
+def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
+    yield Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
 
 
-def save_values(op: ops.SaveValues) -> list[Batch]:
-    return [Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)]
+def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
+    yield Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)
 
 
 def _value(thread_id: str, checkpoint_ns: str, row: ops.ValueRow) -> tuple[Any, ...]:
@@ -81,14 +81,16 @@ def held(op: ops.Holds) -> Batch:
     return Batch(HOLDS, [_value(op.thread_id, checkpoint_ns, row) for checkpoint_ns, row in op.values])
 
 
-def save_chunks(op: ops.SaveChunks) -> list[Batch]:
-    return [Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])]
+def save_chunks(op: ops.SaveChunks, d: Dialect) -> Statements[None]:
+    yield Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])
 
 
-def save_writes(op: ops.SaveWrites) -> list[Batch]:
+def save_writes(op: ops.SaveWrites, d: Dialect) -> Statements[None]:
     first = [(*row.place, *row[1:]) for row in op.rows if row.idx >= 0]
     last = [(*row.place, *row[1:]) for row in op.rows if row.idx < 0]
-    return [Batch(text, rows) for text, rows in ((SAVE_FIRST_WRITE, first), (SAVE_LAST_WRITE, last)) if rows]
+    for text, rows in ((SAVE_FIRST_WRITE, first), (SAVE_LAST_WRITE, last)):
+        if rows:
+            yield Batch(text, rows)
 
 
 def _checkpoints(rows: Sequence[Any]) -> list[ops.CheckpointRow]:
@@ -253,26 +255,13 @@ def copy_thread(op: ops.CopyThread, d: Dialect) -> Statements[None]:
         )
 
 
-SAVES: dict[type[Op[Any]], Callable[[Any], list[Batch]]] = {
+CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
+    ops.Pool: pool,
     ops.JoinPool: join_pool,
     ops.SaveCheckpoint: save_checkpoint,
     ops.SaveValues: save_values,
     ops.SaveChunks: save_chunks,
     ops.SaveWrites: save_writes,
-}
-"""What only writes, as its statements."""
-
-
-def _saved(save: Callable[[Any], list[Batch]]) -> Answer:
-    def answer(op: Any, d: Dialect) -> Statements[None]:
-        yield from save(op)
-
-    return answer
-
-
-CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
-    **{op: _saved(save) for op, save in SAVES.items()},
-    ops.Pool: pool,
     ops.FindCheckpoints: find_checkpoints,
     ops.Ancestors: ancestors,
     ops.ThreadIds: thread_ids,

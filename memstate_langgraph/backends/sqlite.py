@@ -23,7 +23,7 @@ import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.sql_checkpoints import SAVES, held
+from memstate_langgraph.backends.sql_checkpoints import held
 from memstate_langgraph.backends.sqlite_at_once import WRONG, at_once, prepare as prepare_at_once
 from memstate_langgraph.backends.statements import Batch, Sql, Statement
 from memstate_langgraph.backends.threads import to_its_end
@@ -113,10 +113,6 @@ class _Transaction:
             return True
         if type(op) is ops.Together:
             return [self._answer(question) for question in op.questions]
-        if (save := SAVES.get(type(op))) is not None:  # the same as below, in fewer steps
-            for batch in save(op):
-                self._execute(batch)
-            return None
         return drive(ANSWERS[type(op)](op, _DIALECT), self._execute)
 
     def _execute(self, statement: Statement) -> Any:

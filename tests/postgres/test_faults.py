@@ -24,6 +24,7 @@ from memstate_langgraph.backends.scopes import Lock, asked_about
 from memstate_langgraph.backends.statements import Batch
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
+    CheckpointRow,
     CopyThread,
     DropCheckpoints,
     FindCheckpoints,
@@ -31,9 +32,12 @@ from memstate_langgraph.checkpoint_ops import (
     FindWrites,
     Place,
     Pool,
+    SaveCheckpoint,
+    SaveValues,
     ValueKey,
+    ValueRow,
 )
-from memstate_langgraph.ops import Op, Plan, Work
+from memstate_langgraph.ops import Op, Plan, Work, writes
 from tests.models import note
 from tests.postgres.helpers import commits, open_store, with_options
 from tests.servers import schema_of
@@ -227,6 +231,23 @@ def test_a_deadlock_is_nobodys_error(memory: MemoryStore, admin: psycopg.Connect
         thread.join(30)
     assert sorted(done) == ["a", "b"]
     assert len(attempts) == 3, "one of them began again"
+
+
+def test_a_checkpoint_takes_its_turn_when_it_is_saved(memory: MemoryStore, url: str) -> None:
+    """Not when it commits: of a task's writes and the checkpoint made of them, the second must see the first."""
+    held: list[Any] = []
+
+    @writes
+    def save() -> Plan[None]:
+        yield from SaveValues("t", "", (ValueRow(ValueKey("a", "1"), "msgpack", b""),))
+        yield from SaveCheckpoint(CheckpointRow(HERE, None, None, "", b"", "", b""))
+        key = memory.storage.engine.lock(Lock("thread t")).parameters[0]  # type: ignore[attr-defined]
+        with psycopg.connect(url, autocommit=True) as wire:
+            taken = wire.execute("SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+            held.append((key >> 32 & 0xFFFFFFFF, key & 0xFFFFFFFF) in taken.fetchall())
+
+    memory.storage.run(save())
+    assert held == [True]
 
 
 HERE = Place("t", "", "1")
