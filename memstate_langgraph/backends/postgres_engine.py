@@ -32,7 +32,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from memstate_langgraph import checkpoint_ops, ops
 from memstate_langgraph.backends.scopes import LOG, Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
-from memstate_langgraph.backends.statements import Batch, Row, Sql, Statement, Statements, insert_of
+from memstate_langgraph.backends.statements import AT_ONCE, Batch, Row, Sql, Statement, Statements, insert_of
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Op, Work
 from memstate_langgraph.run import Progress, abreast, check_progress, pauses, relay, tell
@@ -41,8 +41,6 @@ R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 SCHEMA_VERSION = 2
-AT_ONCE = 32
-"""So many rows are one statement."""
 FLUSH = Batch("SELECT pg_logical_emit_message(true, 'memstate'::text, ''::text)", [()])
 """The shortest transaction of which the server says that it is on disk, and all before it."""
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memstate_langgraph.backends import sql_checkpoints as texts
-from memstate_langgraph.backends.statements import Batch, insert_of
+from memstate_langgraph.backends.statements import AT_ONCE, Batch, insert_of
 
 WRONG = "memstate: not as it was taken to be"
 """The error of a statement whose checks found nothing."""
@@ -21,8 +21,6 @@ WRONG = "memstate: not as it was taken to be"
 Shape = tuple[tuple[str, int], ...]
 """How many rows of which statements, in their order."""
 
-MOST = 32
-"""So many rows of one table are one statement."""
 _INSERTS = frozenset({texts.SAVE_VALUE, texts.SAVE_FIRST_WRITE, texts.SAVE_LAST_WRITE})
 _FEW = range(1, 5)
 """So many channels change in most steps."""
@@ -67,7 +65,7 @@ def at_once(batches: Sequence[Batch]) -> tuple[str, Sequence[Any]] | None:
         text, rows, _ = batches[0]
         if len(rows) == 1:
             return text, rows[0]
-        if text in _INSERTS and len(rows) <= MOST:
+        if text in _INSERTS and len(rows) <= AT_ONCE:
             return insert_of(text, len(rows)), [part for row in rows for part in row]
     statement = _STATEMENTS.get(tuple([(batch.text, len(batch.rows)) for batch in batches]))
     if statement is None:

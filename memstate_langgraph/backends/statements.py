@@ -13,6 +13,10 @@ R = TypeVar("R")
 Row = tuple[Any, ...]
 
 
+AT_ONCE = 32
+"""So many rows of one table are one statement."""
+
+
 class Sql(NamedTuple):
     """One statement; the answer is its rows."""
 
