@@ -230,7 +230,7 @@ class Thawer:
         return self._serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
 
 
-def _frozen_list(decoded: list[Any]) -> list[Any]:
+def _frozen_items(decoded: list[Any]) -> list[Any]:
     return decoded if _all_frozen(decoded) else [frozen(item) for item in decoded]
 
 
@@ -335,7 +335,7 @@ class Pristine:
                         return thawed(kept.frozen(thawer)[:count])
                     if body.startswith(kept.body):  # a later one: decode what was appended
                         more = _header(count - kept.count) + body[len(kept.body) :]
-                        value = kept.frozen(thawer) + _frozen_list(thawer.decode(more))
+                        value = kept.frozen(thawer) + _frozen_items(thawer.decode(more))
                         self._keep(spot, _Kept(serde, body, value, count))
                         return thawed(value)
             except Unfreezable:
@@ -367,7 +367,7 @@ class Pristine:
             return serde.dumps_typed(value)
         count, start = _array(tail)
         try:
-            fresh = _frozen_list(thawer.decode(tail))
+            fresh = _frozen_items(thawer.decode(tail))
         except Unfreezable:
             return kind, _header(len(value)) + head + tail[start:]
         body = head + tail[start:]
