@@ -127,8 +127,8 @@ def put(
         stored = yield from _in_chunks(row.place, large, recent, codec)
         rows += [one for one, _ in stored]
     if rows:
-        yield from SaveValues(row.place.thread_id, row.place.checkpoint_ns, tuple(rows))
-    yield from SaveCheckpoint(row)
+        yield SaveValues(row.place.thread_id, row.place.checkpoint_ns, tuple(rows))
+    yield SaveCheckpoint(row)
     return stored
 
 
@@ -146,7 +146,7 @@ def _in_chunks(
         packed = pack_pieces(pieces)
         stored.append((ValueRow(key, kind, packed), Stored(kind, data, pieces, packed, pool)))
     if chunks:
-        yield from SaveChunks(pool, codec.seal(chunks))
+        yield SaveChunks(pool, codec.seal(chunks))
     return stored
 
 
@@ -188,7 +188,7 @@ def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: 
         stored = yield from _in_chunks(rows[0].place, list(large.values()), recent, codec)
         for position, (of, _) in zip(large, stored, strict=True):
             rows[position] = rows[position]._replace(kind=of.kind, value=b"", pieces=of.pieces)
-    yield from SaveWrites(tuple(rows))
+    yield SaveWrites(tuple(rows))
 
 
 # --- reading

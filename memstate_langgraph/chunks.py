@@ -16,6 +16,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -83,10 +84,13 @@ class Damaged(Exception):
 def pack_pieces(pieces: Pieces) -> bytes:
     """The list as stored; behind what it keeps itself comes a checksum of that, as nobody else would miss a bit."""
     items: list[Any] = [p.inline if p.chunk is None else (p.chunk, p.start, p.size) for p in pieces]
-    kept = b"".join([p.inline for p in pieces])
+    kept = b"".join(map(_inline_of, pieces))
     if kept:
         items.append(zlib.crc32(kept))
     return ormsgpack.packb(items)
+
+
+_inline_of = attrgetter("inline")
 
 
 def pack_whole(data: bytes) -> bytes:
@@ -482,6 +486,10 @@ class Recent:
     def keep(self, latest: Latest) -> None:
         spot, size = latest.spot, len(latest.value.data)
         with self._lock:
+            known = self._known.get(spot)
+            if known is not None and known.value is latest.value and known.row == latest.row:
+                self._known.move_to_end(spot)  # it was read as it is known
+                return
             known = self._known.pop(spot, None)
             self._known[spot] = latest
             self._size += size - (0 if known is None else len(known.value.data))

@@ -37,7 +37,9 @@ def pack(data: bytes) -> bytes | None:
     """The data packed, or None if that would not make it smaller."""
     if len(data) < SHORTEST:
         return None
-    press = zlib.compressobj(1, zlib.DEFLATED, -15, 8, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    # no more of a window than there is to look back at: for most texts, preparing a full one takes longer than packing
+    window = min(15, max(12, (len(_DICTIONARY) + len(data)).bit_length()))
+    press = zlib.compressobj(1, zlib.DEFLATED, -window, window - 6, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
     packed = press.compress(data) + press.flush()
     return packed if len(packed) < len(data) else None
 

@@ -18,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,7 @@ from langchain_core.messages import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSerializer
+from pydantic import BaseModel
 
 from memstate_langgraph.chunks import Spot
 
@@ -48,8 +50,12 @@ _SHORTEST = 64
 _UNKNOWN: Any = object()
 _NEVER: Any = object()
 """In the place of a value that cannot be frozen."""
-_set = object.__setattr__
 _new = object.__new__
+# where a message keeps its parts; pydantic guards them against being set by their names
+_put_fields, _put_names, _put_extra, _put_private = (
+    vars(BaseModel)[slot].__set__
+    for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 
 
 class Unfreezable(Exception):
@@ -87,7 +93,8 @@ class Frozen:
             fields[name] = fields[name].copy()  # most containers of a message are empty
         for name in self.filled:
             fields[name] = thawed(fields[name])
-        return _message_of(self.kind, fields, thawed(self.extra) if self.extra else None if self.extra is None else {})
+        extra = None if self.extra is None else thawed(self.extra) if self.extra else {}
+        return _message_of(self.kind, fields, extra)
 
 
 def count_unchanged(messages: list[Any], before: list[Any]) -> int:
@@ -104,20 +111,31 @@ def count_unchanged(messages: list[Any], before: list[Any]) -> int:
 
 
 def _are_still(messages: list[Any], before: list[Any]) -> bool:
-    # few steps for all of them together, since most histories are long and most of their messages stay
-    if not _all_frozen(before) or [*map(type, messages)] != [one.kind for one in before]:
+    # Few steps for all of them together, none of which Python takes message by message, since most histories are long
+    # and most of their messages stay.
+    if not _all_frozen(before) or [*map(type, messages)] != [*map(_kind_of, before)]:
         return False
-    fields = [message.__dict__ for message in messages]
-    if fields != [one.fields for one in before]:
+    fields = [*map(_fields_now, messages)]
+    if fields != [*map(_fields_of, before)]:
         return False
-    types = [*map(type, chain.from_iterable([of.values() for of in fields]))]
-    if types != [*chain.from_iterable([one.types for one in before])]:
+    types = [*map(type, chain.from_iterable(map(dict.values, fields)))]
+    if types != [*chain.from_iterable(map(_types_of, before))]:
         return False
-    filled = [(one, of) for one, of in zip(before, fields, strict=True) if one.filled]
-    if not all(_identical(one.fields[name], of[name]) for one, of in filled for name in one.filled):
-        return False
-    extras = [(one.extra, message.__pydantic_extra__) for one, message in zip(before, messages, strict=True)]
-    return all(_identical(*pair) for pair in extras if pair[0] or pair[1])
+    for one, of in compress(zip(before, fields, strict=True), map(_filled_of, before)):
+        if not all(_identical(one.fields[name], of[name]) for name in one.filled):
+            return False
+    extras = [*map(_extra_of, before)], [*map(_extra_now, messages)]
+    return not (any(extras[0]) or any(extras[1])) or all(map(_agree, *extras))
+
+
+_kind_of, _fields_of, _types_of = attrgetter("kind"), attrgetter("fields"), attrgetter("types")
+_filled_of, _extra_of = attrgetter("filled"), attrgetter("extra")
+_fields_now, _extra_now = attrgetter("__dict__"), attrgetter("__pydantic_extra__")
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Of extras; there are none in None and {}."""
+    return not (one or other) or _identical(one, other)
 
 
 def _message_of(
@@ -125,10 +143,10 @@ def _message_of(
 ) -> BaseMessage:
     """A message of fields that were valid once and are now its own; as `Frozen` is made."""
     message: BaseMessage = _new(kind)
-    _set(message, "__dict__", fields)
-    _set(message, "__pydantic_fields_set__", set(fields))
-    _set(message, "__pydantic_extra__", extra)
-    _set(message, "__pydantic_private__", None)
+    _put_fields(message, fields)
+    _put_names(message, set(fields))
+    _put_extra(message, extra)
+    _put_private(message, None)
     return message
 
 
@@ -153,7 +171,7 @@ def thawed(value: Any) -> Any:
     if kind is Frozen:
         return value.thaw()
     if kind is list:
-        return [item.thaw() if type(item) is Frozen else thawed(item) for item in value]
+        return [*map(Frozen.thaw, value)] if _all_frozen(value) else [*map(thawed, value)]
     if kind is dict:
         return {key: item if type(item) in _ATOMS else thawed(item) for key, item in value.items()}
     return value

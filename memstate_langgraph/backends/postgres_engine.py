@@ -32,7 +32,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from memstate_langgraph import checkpoint_ops, ops
 from memstate_langgraph.backends.scopes import LOG, Lock, asked_about
 from memstate_langgraph.backends.sql import ANSWERS
-from memstate_langgraph.backends.statements import AT_ONCE, Batch, Row, Sql, Statement, Statements, insert_of
+from memstate_langgraph.backends.statements import AT_ONCE, Batch, Row, Sql, Statement, Statements, as_asking, insert_of
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Op, Work
 from memstate_langgraph.run import Progress, abreast, check_progress, pauses, relay, tell
@@ -328,7 +328,7 @@ class PostgresEngine:
                         transaction.locking = True
             if isinstance(op, ops.Append):
                 transaction.tx = op.entries[0].tx
-            return ANSWERS[type(op)](op, _DIALECT)
+            return as_asking(ANSWERS[type(op)](op, _DIALECT))
 
         result = yield from relay(work.start(), answer)
         if not transaction.begun and transaction.tx is not None:

@@ -54,16 +54,16 @@ def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
     return rows[0][0] if rows else None
 
 
-def join_pool(op: ops.JoinPool, d: Dialect) -> Statements[None]:
-    yield Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])
+def join_pool(op: ops.JoinPool, d: Dialect) -> list[Batch]:
+    return [Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])]
 
 
-def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> Statements[None]:
-    yield Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])
+def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> list[Batch]:
+    return [Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])]
 
 
-def save_values(op: ops.SaveValues, d: Dialect) -> Statements[None]:
-    yield Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)
+def save_values(op: ops.SaveValues, d: Dialect) -> list[Batch]:
+    return [Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)]
 
 
 def _value(thread_id: str, checkpoint_ns: str, row: ops.ValueRow) -> tuple[Any, ...]:
@@ -81,16 +81,14 @@ def held(op: ops.Holds) -> Batch:
     return Batch(HOLDS, [_value(op.thread_id, checkpoint_ns, row) for checkpoint_ns, row in op.values])
 
 
-def save_chunks(op: ops.SaveChunks, d: Dialect) -> Statements[None]:
-    yield Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])
+def save_chunks(op: ops.SaveChunks, d: Dialect) -> list[Batch]:
+    return [Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])]
 
 
-def save_writes(op: ops.SaveWrites, d: Dialect) -> Statements[None]:
+def save_writes(op: ops.SaveWrites, d: Dialect) -> list[Batch]:
     first = [(*row.place, *row[1:]) for row in op.rows if row.idx >= 0]
     last = [(*row.place, *row[1:]) for row in op.rows if row.idx < 0]
-    for text, rows in ((SAVE_FIRST_WRITE, first), (SAVE_LAST_WRITE, last)):
-        if rows:
-            yield Batch(text, rows)
+    return [Batch(text, rows) for text, rows in ((SAVE_FIRST_WRITE, first), (SAVE_LAST_WRITE, last)) if rows]
 
 
 def _checkpoints(rows: Sequence[Any]) -> list[ops.CheckpointRow]:
@@ -163,8 +161,9 @@ def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]
     select = "SELECT channel, version, kind, pieces FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ?"
     parameters: list[Any] = [op.thread_id, op.checkpoint_ns]
     if op.keys is not None and len(op.keys) <= FEW:
-        select += f" AND ({' OR '.join(['(channel = ? AND version = ?)'] * len(op.keys))})"
-        parameters += [part for key in op.keys for part in key]
+        # not as one condition with OR: that is none for a primary key of SQLite, which would read the thread's history
+        select = " UNION ALL ".join([f"{select} AND channel = ? AND version = ?"] * len(op.keys))
+        parameters = [part for key in op.keys for part in (*parameters, *key)]
     elif op.keys is not None:
         select += f" AND {d.among('channel')} AND {d.among('version')}"
         parameters += [d.listed({key.channel for key in op.keys}), d.listed({key.version for key in op.keys})]
@@ -225,34 +224,38 @@ def pool_chunks(op: ops.PoolChunks, d: Dialect) -> Statements[list[bytes]]:
     return [chunk_id for (chunk_id,) in rows]
 
 
-def drop_checkpoints(op: ops.DropCheckpoints, d: Dialect) -> Statements[None]:
-    for table in ("checkpoints", "writes"):
-        yield Batch(f"DELETE FROM {table} WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?", op.places)
+def drop_checkpoints(op: ops.DropCheckpoints, d: Dialect) -> list[Batch]:
+    return [
+        Batch(f"DELETE FROM {table} WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?", op.places)
+        for table in ("checkpoints", "writes")
+    ]
 
 
-def drop_values(op: ops.DropValues, d: Dialect) -> Statements[None]:
-    yield Batch(
-        "DELETE FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ? AND channel = ? AND version = ?",
-        [(op.thread_id, op.checkpoint_ns, *key) for key in op.keys],
-    )
+def drop_values(op: ops.DropValues, d: Dialect) -> list[Batch]:
+    text = "DELETE FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ? AND channel = ? AND version = ?"
+    return [Batch(text, [(op.thread_id, op.checkpoint_ns, *key) for key in op.keys])]
 
 
-def drop_chunks(op: ops.DropChunks, d: Dialect) -> Statements[None]:
-    yield Batch("DELETE FROM chunks WHERE pool = ? AND id = ?", [(op.pool, chunk_id) for chunk_id in op.ids])
+def drop_chunks(op: ops.DropChunks, d: Dialect) -> list[Batch]:
+    return [Batch("DELETE FROM chunks WHERE pool = ? AND id = ?", [(op.pool, chunk_id) for chunk_id in op.ids])]
 
 
-def drop_thread(op: ops.DropThread, d: Dialect) -> Statements[None]:
-    for table in ("checkpoints", "writes", "channel_values", "threads"):
-        yield Batch(f"DELETE FROM {table} WHERE thread_id = ?", [(op.thread_id,)])
+def drop_thread(op: ops.DropThread, d: Dialect) -> list[Batch]:
+    return [
+        Batch(f"DELETE FROM {table} WHERE thread_id = ?", [(op.thread_id,)])
+        for table in ("checkpoints", "writes", "channel_values", "threads")
+    ]
 
 
-def copy_thread(op: ops.CopyThread, d: Dialect) -> Statements[None]:
-    for table, columns in (("checkpoints", _CHECKPOINT), ("writes", _WRITE), ("channel_values", _VALUE)):
-        rest = columns.partition(", ")[2]
-        yield Batch(
+def copy_thread(op: ops.CopyThread, d: Dialect) -> list[Batch]:
+    return [
+        Batch(
             f"INSERT INTO {table} (thread_id, {rest}) SELECT ?, {rest} FROM {table} WHERE thread_id = ?",
             [(op.target, op.source)],
         )
+        for table, columns in (("checkpoints", _CHECKPOINT), ("writes", _WRITE), ("channel_values", _VALUE))
+        for rest in (columns.partition(", ")[2],)
+    ]
 
 
 CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {

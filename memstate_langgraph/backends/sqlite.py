@@ -85,54 +85,60 @@ class _Transaction:
     kept: one that outlived its statement would reset it when it is collected, under another's use.
     """
 
-    __slots__ = ("_begin", "_connection", "_guesses", "_guessing", "_waiting")
+    __slots__ = ("_begun", "_connection", "_guesses", "_guessing", "_waiting", "_work")
 
-    def __init__(self, connection: sqlite3.Connection, *, write: bool, guessing: bool) -> None:
-        self._connection, self._guessing = connection, guessing
-        self._begin = "BEGIN IMMEDIATE" if write else "BEGIN"
+    def __init__(self, connection: sqlite3.Connection, work: Work[Any], guessing: bool) -> None:
+        self._connection, self._work, self._guessing = connection, work, guessing
+        self._begun = False
         self._waiting: list[Batch] = []
         self._guesses: list[Holds] = []
 
-    def run(self, work: Work[R]) -> R:
-        connection = self._connection
+    def run(self) -> Any:
         try:
-            result = drive(work.start(), self._answer)
-            if not connection.in_transaction and (self._waiting or self._guesses):
+            result = drive(self._work.start(), self._answer)
+            if not self._begun and (self._waiting or self._guesses):
                 self._write()
-            if connection.in_transaction:
-                connection.execute("COMMIT")
+            if self._begun:
+                self._connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
         return result
 
     def _answer(self, op: ops.Op[Any]) -> Any:
-        if self._guessing and type(op) is Holds and not (self._waiting or self._connection.in_transaction):
-            self._guesses.append(op)
+        kind = type(op)
+        if kind is Holds and self._guessing and not (self._waiting or self._begun):
+            self._guesses.append(op)  # type: ignore[arg-type]  # as its type says
             return True
-        if type(op) is ops.Together:
-            return [self._answer(question) for question in op.questions]
-        return drive(ANSWERS[type(op)](op, _DIALECT), self._execute)
+        if kind is ops.Together:
+            return [*map(self._answer, op.questions)]  # type: ignore[attr-defined]  # as its type says
+        answer = ANSWERS[kind](op, _DIALECT)
+        if isinstance(answer, list):
+            return self._store(answer)
+        return drive(answer, self._execute)
 
     def _execute(self, statement: Statement) -> Any:
-        if not self._connection.in_transaction:
-            if isinstance(statement, Batch):
-                self._waiting.append(statement)
-                return None
+        if isinstance(statement, Batch):
+            return self._store([statement])
+        if not self._begun:
             self._begin_asking()
-        if isinstance(statement, Sql):
-            return self._connection.execute(statement.text, statement.parameters).fetchall()
-        self._connection.executemany(statement.text, statement.rows)
-        return None
+        return self._connection.execute(statement.text, statement.parameters).fetchall()
+
+    def _store(self, batches: list[Batch]) -> None:
+        if not self._begun:
+            self._waiting += batches
+            return
+        for batch in batches:
+            self._connection.executemany(batch.text, batch.rows)
 
     def _begin_asking(self) -> None:
-        self._connection.execute(self._begin)
+        self._connection.execute("BEGIN IMMEDIATE" if self._work.write else "BEGIN")
+        self._begun = True
         for guess in self._guesses:
             if not self._answer(guess):
                 raise _WrongGuess
-        for batch in self._waiting:
-            self._connection.executemany(batch.text, batch.rows)
+        self._store(self._waiting)
 
     def _write(self) -> None:
         """Write all that waits, in one statement if there is one for it."""
@@ -169,6 +175,7 @@ class SQLiteEngine:
         self.identity: Hashable = self if self.in_memory else os.path.realpath(self.path)
         self.busy_timeout = busy_timeout
         self._synchronous = synchronous
+        self._can_relax = synchronous in ("FULL", "EXTRA") and not self.in_memory
         self._driver = driver or SQLiteDriver()
         self._lock = threading.Lock()
         self._pool = threading.Lock()
@@ -261,42 +268,48 @@ class SQLiteEngine:
                 self._refuse_if_closed()
                 return self._transact(self.writer, work)
         self._refuse_if_closed()
-        with self._reader() as connection:
+        connection = self._reader()
+        try:
             return self._transact(connection, work)
+        finally:
+            self._give_back(connection)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StorageClosed(f"{self.path}: the storage was closed")
 
     def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
-        relaxed = work.write and not work.durable and self._synchronous in ("FULL", "EXTRA") and not self.in_memory
         try:
-            if relaxed:
-                connection.execute("PRAGMA synchronous = NORMAL")
+            if work.durable or not work.write or not self._can_relax:
+                return self._guess_first(connection, work)
+            connection.execute("PRAGMA synchronous = NORMAL")
             try:
-                try:
-                    return _Transaction(connection, write=work.write, guessing=work.write).run(work)
-                except _WrongGuess:
-                    return _Transaction(connection, write=work.write, guessing=False).run(work)
+                return self._guess_first(connection, work)
             finally:
-                if relaxed:
-                    connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+                connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except self._driver.module.Error as error:
             raise self._ours(error) from error
 
-    @contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
-        with self._pool:
-            connection = self._readers.pop() if self._readers else None
-        connection = connection or self._open()
+    def _guess_first(self, connection: sqlite3.Connection, work: Work[R]) -> R:
+        result: R
         try:
-            yield connection
-        finally:
-            with self._pool:
-                if self._closed:  # whoever closed the storage left this one to us
-                    connection.close()
-                else:
-                    self._readers.append(connection)
+            result = _Transaction(connection, work, work.write).run()
+        except _WrongGuess:
+            result = _Transaction(connection, work, False).run()
+        return result
+
+    def _reader(self) -> sqlite3.Connection:
+        with self._pool:
+            if self._readers:
+                return self._readers.pop()
+        return self._open()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._pool:
+            if self._closed:  # whoever closed the storage left this one to us
+                connection.close()
+            else:
+                self._readers.append(connection)
 
     def _ours(self, error: Exception) -> Exception:
         """The driver's errors as ours, in this one place."""
@@ -428,7 +441,10 @@ class SQLiteStorage(_Door):
 
     def run(self, work: Work[R]) -> R:
         """Run a plan in one transaction, and again from the top if another process was in its way."""
-        return self.engine.patiently(lambda: self.engine.attempt(work))
+        try:
+            return self.engine.attempt(work)
+        except _Contention:
+            return self.engine.patiently(lambda: self.engine.attempt(work))
 
     def vacuum(self, progress: Progress | None = None) -> int:
         """Give unused space back to the file system, in short steps; how many bytes."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from memstate_langgraph.backends import sql_checkpoints as texts
@@ -66,8 +68,11 @@ def at_once(batches: Sequence[Batch]) -> tuple[str, Sequence[Any]] | None:
         if len(rows) == 1:
             return text, rows[0]
         if text in _INSERTS and len(rows) <= AT_ONCE:
-            return insert_of(text, len(rows)), [part for row in rows for part in row]
-    statement = _STATEMENTS.get(tuple([(batch.text, len(batch.rows)) for batch in batches]))
+            return insert_of(text, len(rows)), [*chain.from_iterable(rows)]
+    statement = _STATEMENTS.get(tuple([(text, len(rows)) for text, rows, _ in batches]))
     if statement is None:
         return None
-    return statement, [part for batch in batches for row in batch.rows for part in row]
+    return statement, [*chain.from_iterable(chain.from_iterable(map(_rows_of, batches)))]
+
+
+_rows_of = attrgetter("rows")

@@ -37,6 +37,7 @@ class Batch(NamedTuple):
 
 Statement = Sql | Batch
 Statements = Generator[Statement, Any, R]
+"""An answer that asks; one that only writes may be the list of its statements."""
 
 
 class Dialect(Protocol):
@@ -71,4 +72,12 @@ def one_of(d: Dialect, column: str, values: Sequence[Any]) -> tuple[str, Any]:
     return (f"{column} = ?", values[0]) if len(values) == 1 else (d.among(column), d.listed(values))
 
 
-Answer = Callable[[Any, Dialect], Statements[Any]]
+Answer = Callable[[Any, Dialect], Statements[Any] | list[Batch]]
+
+
+def as_asking(answer: Statements[Any] | list[Batch]) -> Statements[Any]:
+    return _written(answer) if isinstance(answer, list) else answer
+
+
+def _written(batches: list[Batch]) -> Statements[None]:
+    yield from batches
