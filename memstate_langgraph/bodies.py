@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,9 @@ class BodyLens:
         return self._bodies[row.place]
 
     def versions(self, row: CheckpointRow) -> dict[str, str]:
-        versions = self.body(row).get("channel_versions") or {}
+        return self.texts(self.body(row).get("channel_versions") or {})
+
+    def texts(self, versions: Mapping[str, Any]) -> dict[str, str]:
         return {channel: version_text(version) for channel, version in versions.items()}
 
     def stamp(self, row: CheckpointRow) -> str:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 import ormsgpack
@@ -46,6 +47,7 @@ from memstate_langgraph.chunks import (
     POOL_BYTES,
     Codec,
     Damaged,
+    Head,
     Latest,
     Recent,
     Spot,
@@ -77,6 +79,8 @@ class Lens(Protocol):
     def body(self, row: CheckpointRow) -> dict[str, Any]: ...
 
     def versions(self, row: CheckpointRow) -> Versions: ...
+
+    def texts(self, versions: Mapping[str, Any]) -> Versions: ...
 
     def stamp(self, row: CheckpointRow) -> str:
         """When it was made, ISO 8601."""
@@ -197,8 +201,27 @@ def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: 
 @reads
 def find(question: FindCheckpoints, lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
     """Checkpoints with all that belongs to them; what they share is fetched once."""
+    head = None
+    if question.limit == 1 and question.before is None and question.after is None:
+        head = recent.head(question.thread_id, question.checkpoint_ns)
+    if head is not None and question.checkpoint_id in (None, head.checkpoint_id):
+        return (yield from _load_head(question, head, lens, recent, codec))
     rows = yield from question
     return (yield from _load(rows, lens, recent, codec))
+
+
+def _load_head(question: FindCheckpoints, head: Head, lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
+    """A checkpoint that is likely the one we know: all that belongs to that one is asked for with it."""
+    thread_id, checkpoint_ns = str(question.thread_id), str(question.checkpoint_ns)
+    versions = lens.texts(head.versions)
+    values = FindValues(thread_id, checkpoint_ns, frozenset(starmap(ValueKey, versions.items())))
+    pending = FindWrites(thread_id, checkpoint_ns, (head.checkpoint_id,))
+    rows, *belongings = yield from Together((question, values, pending), final=True)
+    if not rows:
+        return []
+    (row,) = rows
+    is_known = row.place.checkpoint_id == head.checkpoint_id and lens.versions(row) == versions
+    return (yield from _load_namespace(rows, lens, recent, codec, None, belongings if is_known else None))
 
 
 def _load(
@@ -215,18 +238,25 @@ def _load(
 
 
 def _load_namespace(
-    rows: Sequence[CheckpointRow], lens: Lens, recent: Recent, codec: Codec, only: frozenset[str] | None
+    rows: Sequence[CheckpointRow],
+    lens: Lens,
+    recent: Recent,
+    codec: Codec,
+    only: frozenset[str] | None,
+    belongings: Sequence[Any] | None = None,
 ) -> Plan[list[Loaded]]:
+    """`belongings` are the rows of values and writes if they are known already."""
     place = rows[0].place
     versions = [
         of if only is None else {channel: version for channel, version in of.items() if channel in only}
         for of in map(lens.versions, rows)
     ]
-    keys = frozenset([ValueKey(*item) for of in versions for item in of.items()])
-    ids = tuple([row.place.checkpoint_id for row in rows])
-    stored, found = yield from Together(
-        (FindValues(place.thread_id, place.checkpoint_ns, keys), FindWrites(place.thread_id, place.checkpoint_ns, ids))
-    )
+    if belongings is None:
+        keys = frozenset([ValueKey(*item) for of in versions for item in of.items()])
+        ids = tuple([row.place.checkpoint_id for row in rows])
+        values_of = FindValues(place.thread_id, place.checkpoint_ns, keys)
+        belongings = yield from Together((values_of, FindWrites(place.thread_id, place.checkpoint_ns, ids)))
+    stored, found = belongings
     values = yield from _values(place, stored, recent, codec)
     packed = {write.pieces for write in found if write.pieces is not None}
     large = (yield from _joined(place, packed, codec))[1] if packed else {}

@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import ormsgpack
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from memstate_langgraph.checkpoint_ops import ChunkRow, ValueRow
+from memstate_langgraph.checkpoint_ops import ChunkRow, Place, ValueRow
 from memstate_langgraph.graph import SEPARATOR
 from memstate_langgraph.packing import pack, unpack
 
@@ -440,18 +440,39 @@ class Latest(NamedTuple):
     value: Stored
 
 
+class Head(NamedTuple):
+    """The checkpoint that a thread likely goes on from, and the versions of its channels."""
+
+    checkpoint_id: str
+    versions: Mapping[str, Any]
+
+
 class Recent:
-    """The last version of each channel that this process stored or read, bounded in bytes.
+    """The last version of each channel that this process stored or read, bounded in bytes; the last checkpoint of each
+    thread and namespace, bounded in number.
 
     Only a hint: plans check it against storage, so other processes do no harm. Safe from several threads.
     """
 
-    def __init__(self, bound: int = 64 * 1024 * 1024) -> None:
+    def __init__(self, bound: int = 64 * 1024 * 1024, heads: int = 4096) -> None:
         self._bound = bound
         self._size = 0
         self._lock = threading.Lock()
         self._known: OrderedDict[Spot, Latest] = OrderedDict()
         self._largest: dict[tuple[str, str], Spot] = {}
+        self._heads: OrderedDict[tuple[str, str], Head] = OrderedDict()
+        self._most_heads = heads
+
+    def head(self, thread_id: str | None, checkpoint_ns: str | None) -> Head | None:
+        return None if thread_id is None or checkpoint_ns is None else self._heads.get((thread_id, checkpoint_ns))
+
+    def keep_head(self, place: Place, versions: Mapping[str, Any]) -> None:
+        key = place[:2]
+        with self._lock:
+            self._heads.pop(key, None)
+            self._heads[key] = Head(place.checkpoint_id, versions)
+            if len(self._heads) > self._most_heads:
+                self._heads.popitem(last=False)
 
     def get(self, spot: Spot) -> Latest | None:
         with self._lock:

@@ -19,14 +19,20 @@ PAGE = 32
 
 def whereabouts(config: RunnableConfig) -> tuple[str, str | None, str | None]:
     configurable = config.get("configurable") or {}
-    if configurable.get("thread_id") in (None, ""):
+    thread_id, checkpoint_ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
+    checkpoint_id = configurable.get("checkpoint_id")
+    if type(thread_id) is type(checkpoint_ns) is str and (checkpoint_id is None or type(checkpoint_id) is str):
+        all_of_them = f"{thread_id}{checkpoint_ns}{checkpoint_id}"
+        if thread_id and all_of_them.isascii() and "\x00" not in all_of_them:
+            return thread_id, checkpoint_ns, checkpoint_id  # as nearly all are
+    if thread_id is None or thread_id == "":
         raise ValidationFailed(
             "the config has no thread_id: pass {'configurable': {'thread_id': '...'}} to say which conversation this is"
         )
     return (
-        thread_named(configurable["thread_id"]),
-        given(configurable.get("checkpoint_ns"), "checkpoint_ns"),
-        given(get_checkpoint_id(config), "checkpoint_id"),
+        thread_named(thread_id),
+        given(checkpoint_ns, "checkpoint_ns"),
+        given(checkpoint_id, "checkpoint_id"),
     )
 
 

@@ -157,7 +157,7 @@ def is_result(channels: Iterable[str]) -> bool:
 def concerned(identity: Hashable, event: Event, *, over: bool = False) -> list[Stage]:
     """The stages that an event may land; or those that it finds to be over."""
     stages = STAGES.of_thread(identity, event.place.thread_id)
-    return [stage for stage in stages if stage.over == over and event.concerns(stage)] if stages else []
+    return [stage for stage in stages if stage.over == over and event.concerns(stage)]
 
 
 def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
@@ -177,12 +177,12 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
         landed.clear()
         landing.clear()
         # What a checkpoint is made of comes before it in the log, what waited for it after it.
-        if stages := concerned(identity, event):
+        if STAGES.by_thread and (stages := concerned(identity, event)):
             yield from land([stage for stage in stages if event.contains(stage)])
         result = yield from start()
         # Looked for again where writers take turns, which a transaction may do from its first write on only: of a
         # task's writes and its checkpoint, the second sees the first.
-        if stages := concerned(identity, event):
+        if STAGES.by_thread and (stages := concerned(identity, event)):
             yield from land([stage for stage in stages if stage not in landed])
         return result
 
@@ -195,7 +195,7 @@ def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) ->
                 continue
             for stage in landed:
                 yield from stage.owner.landed(stage)
-            for stage in concerned(identity, event, over=True):
+            for stage in concerned(identity, event, over=True) if STAGES.by_thread else ():
                 yield from stage.owner.give_up(stage)
             return result
         raise contended()

@@ -42,9 +42,14 @@ Plan = Generator[Op[Any], Any, R]
 
 @unchanging
 class Together(Op[tuple[Any, ...]]):
-    """Questions of which none waits for another's answer: a server can be asked all of them in one go."""
+    """Questions of which none waits for another's answer: a server can be asked all of them in one go.
+
+    `final` ones are likely all that their plan asks. A storage may then answer without a transaction, if all answers
+    are of one moment, and begin the plan again in one if more is asked.
+    """
 
     questions: tuple[Op[Any], ...]
+    final: bool = False
 
 
 @unchanging

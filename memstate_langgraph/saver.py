@@ -185,13 +185,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         )
         plan = partial(checkpoints.put, row, values, self._recent, codec)
         event = landing.saved(place, parent_id, config.get("configurable") or {})
-        return _Put(place, self._landing(plan, event))
+        return _Put(place, dict(checkpoint["channel_versions"]), self._landing(plan, event))
 
     def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R]:
         return landing.land_with(start, event, self.identity)
 
     def _stored(self, made: _Put, values: list[tuple[ValueRow, Stored]]) -> RunnableConfig:
         checkpoints.remember(self._recent, made.place, values)
+        self._recent.keep_head(made.place, made.versions)
         return config_of(made.place)
 
     def put_writes(
@@ -275,6 +276,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             for channel, value in loaded.values.items()
         ]
         checkpoints.remember(self._recent, loaded.row.place, values)
+        self._recent.keep_head(loaded.row.place, loaded.versions)
 
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
         row, codec = loaded.row, self._codec
@@ -591,6 +593,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
 class _Put(NamedTuple):
     place: Place
+    versions: Mapping[str, Any]
     flow: Flow[list[tuple[ValueRow, Stored]]]
 
 

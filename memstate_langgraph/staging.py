@@ -112,7 +112,8 @@ class Stages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_thread: dict[tuple[Hashable, str], list[Stage]] = {}
+        self.by_thread: dict[tuple[Hashable, str], list[Stage]] = {}
+        """Empty in most processes at most times, which is worth a look before asking more."""
         self._latest: OrderedDict[tuple[Level, ...], Attempt] = OrderedDict()
 
     def _is_latest(self, storage: Hashable, task: Task) -> bool:
@@ -126,17 +127,17 @@ class Stages:
         self._latest.move_to_end(task.levels)
         if len(self._latest) > KNOWN:
             self._latest.popitem(last=False)
-        for stage in self._by_thread.get((storage, task.thread_id), ()):
+        for stage in self.by_thread.get((storage, task.thread_id), ()):
             if stage.task.levels == task.levels and stage.task.attempt < task.attempt:
                 stage.over = True
         return True
 
     def of_thread(self, storage: Hashable, thread_id: str) -> list[Stage]:
         """In the order in which they were made."""
-        if not self._by_thread:  # as in most processes at most times
+        if not self.by_thread:
             return []
         with self._lock:
-            return list(self._by_thread.get((storage, thread_id), ()))
+            return list(self.by_thread.get((storage, thread_id), ()))
 
     def seen_by(self, storage: Hashable, task: Task) -> list[Stage]:
         """Those of its thread that a task may see."""
@@ -146,7 +147,7 @@ class Stages:
 
     def of_storage(self, storage: Hashable) -> list[Stage]:
         with self._lock:
-            return [stage for (where, _), stages in self._by_thread.items() if where == storage for stage in stages]
+            return [stage for (where, _), stages in self.by_thread.items() if where == storage for stage in stages]
 
     def open(self, storage: Hashable, task: Task, owner: Any) -> tuple[Stage, list[Stage]]:
         """The stage of a task, and those that a new attempt has replaced.
@@ -154,7 +155,7 @@ class Stages:
         That of an attempt after which another has come is over from the start.
         """
         with self._lock:
-            stages = self._by_thread.get((storage, task.thread_id), [])
+            stages = self.by_thread.get((storage, task.thread_id), [])
             mine = [stage for stage in stages if stage.owner is owner and stage.task.levels == task.levels]
             for stage in mine:
                 if stage.task.run is task.run and stage.task.attempt == task.attempt:
@@ -165,18 +166,18 @@ class Stages:
             replaced = [stage for stage in stages if stage in mine or stage.touched_at < late]
             opened = Stage(task, owner)
             kept = [stage for stage in stages if stage not in replaced]
-            self._by_thread[storage, task.thread_id] = [*kept, opened]
+            self.by_thread[storage, task.thread_id] = [*kept, opened]
             return opened, replaced
 
     def close(self, storage: Hashable, stage: Stage) -> None:
         """Forget a stage that landed or was given up."""
         with self._lock:
             key = (storage, stage.task.thread_id)
-            stages = self._by_thread.get(key, [])
+            stages = self.by_thread.get(key, [])
             if stage in stages:
                 stages.remove(stage)
             if not stages:
-                self._by_thread.pop(key, None)
+                self.by_thread.pop(key, None)
 
 
 STAGES = Stages()

@@ -98,7 +98,7 @@ def graphs_memory(durable: Place, tmp_path: Path, vectors: Unreliable) -> Iterat
     with durable.open(tmp_path, [hook_over(vectors, grace=0.0, late=0.0)]) as memory:
         register(memory)
         yield memory
-    assert not STAGES._by_thread, "nothing stays on a stage"
+    assert not STAGES.by_thread, "nothing stays on a stage"
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from langgraph.checkpoint.base import ChannelVersions
 from langgraph.store.base import PutOp
 
-from memstate_langgraph import MemoryStore, MemStateStore, SQLiteStorage
+from memstate_langgraph import MemoryStore, MemStateCheckpointer, MemStateStore, SQLiteStorage
 from tests.models import note, preference, register
+from tests.saver.helpers import META, checkpoint, config
 from tests.stores import Unreliable, collect, hook_over
 
 
@@ -100,6 +102,22 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryStore, Memor
 def test_cost_does_not_grow(stores: tuple[MemoryStore, MemoryStore], action: str) -> None:
     small, large = (steps(memory, lambda memory=memory: ACTIONS[action](memory)) for memory in stores)  # type: ignore[misc]
     assert large <= small * 1.5 + 5, f"{action}: {small * 10} steps with 200 facts, {large * 10} with 4,000"
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["known", "unknown"])
+def test_going_on_with_a_thread_does_not_cost_its_history(tmp_path: Path, knows: bool) -> None:
+    def counted(turns: int) -> int:
+        with MemStateCheckpointer.from_conn_string(tmp_path / f"{turns}.db") as saver:
+            for i in range(turns):
+                held = {"messages": f"message {i} " * 20, "count": i}
+                versions: ChannelVersions = dict.fromkeys(held, f"{i:06}")
+                saver.put(config(), checkpoint(held, versions), META, versions)
+            memory = saver.memory
+            assert isinstance(memory, MemoryStore)
+            reader = saver if knows else MemStateCheckpointer(memory)
+            return steps(memory, lambda: reader.get_tuple(config()))
+
+    assert counted(200) <= counted(5) * 1.5 + 5
 
 
 def test_query_plans_use_indexes(stores: tuple[MemoryStore, MemoryStore]) -> None:

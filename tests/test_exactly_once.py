@@ -168,13 +168,13 @@ def test_what_a_broken_off_run_left_is_never_seen_nor_stored(memory: MemoryStore
     app = line(memory, writes, lambda state: {"seen": [contents(memory)]})
     with pytest.raises(KeyboardInterrupt):
         app.invoke({}, CONFIG, durability=durability)
-    left = dict(STAGES._by_thread)
+    left = dict(STAGES.by_thread)
     assert left, "a run that is broken off cannot say so"
     broken = False
     end = app.invoke({"said": []}, CONFIG, durability=durability)  # not resumed: a new input, new tasks
     assert end["seen"] == [[], end["said"]]
     assert contents(memory) == end["said"]
-    STAGES._by_thread.clear()
+    STAGES.by_thread.clear()
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -188,7 +188,7 @@ def test_an_interrupted_task_writes_when_it_is_resumed(
     app = line(memory, lambda state: {"said": [memory.commit(note("earlier", "e"))]}, asks)
     app.invoke({}, CONFIG, durability=durability)
     assert contents(memory) == ["earlier"]
-    assert not STAGES._by_thread
+    assert not STAGES.by_thread
     memory.repair()
     assert len(vectors.store) == 1
     app.invoke(Command(resume="yes"), CONFIG, durability=durability)

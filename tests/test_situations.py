@@ -274,9 +274,9 @@ async def test_memory_is_what_the_state_says(
     assert sorted(contents(onlooker)) == found(onlooker) == said
     assert_in_step(onlooker)
     if trouble == "cancel":
-        STAGES._by_thread.clear()  # a run that is broken off cannot say so
+        STAGES.by_thread.clear()  # a run that is broken off cannot say so
     else:
-        assert not STAGES._by_thread
+        assert not STAGES.by_thread
         onlooker.repair()
         assert len(vectors.store) == len(said)
     onlooker.close()

@@ -23,8 +23,15 @@ from memstate_langgraph import (
     StorageError,
     ValidationFailed,
 )
-from memstate_langgraph.checkpoint_ops import JoinPool
-from memstate_langgraph.ops import LastSeq, Plan, writes
+from memstate_langgraph.checkpoint_ops import (
+    CheckpointRow,
+    FindCheckpoints,
+    FindWrites,
+    JoinPool,
+    Place,
+    SaveCheckpoint,
+)
+from memstate_langgraph.ops import LastSeq, Plan, Together, reads, writes
 from tests.models import note, preference, register
 from tests.saver.helpers import META, checkpoint, config
 
@@ -230,6 +237,58 @@ def test_a_step_of_a_graph_is_one_statement(tmp_path: Path) -> None:
     assert found is not None
     assert found.checkpoint["channel_values"] == {"text": longer}
     memory.close()
+
+
+def test_going_on_with_a_thread_is_one_question(tmp_path: Path) -> None:
+    memory = MemoryStore(SQLiteStorage(tmp_path / "state.db"))
+    saver, another = MemStateCheckpointer(memory=memory), MemStateCheckpointer(memory=memory)
+    told: list[str] = []
+    memory.storage.engine._readers[0].set_trace_callback(told.append)  # type: ignore[attr-defined]
+
+    def put(by: MemStateCheckpointer, version: str, **values: Any) -> None:
+        versions: ChannelVersions = dict.fromkeys(values, version)
+        by.put(config(), checkpoint(values, versions), META, versions)
+
+    def got() -> tuple[dict[str, Any], int]:
+        told.clear()
+        found = saver.get_tuple(config())
+        assert found is not None
+        return found.checkpoint["channel_values"], len(told)
+
+    held: dict[str, Any] = {"text": "long " * 200, **{f"channel {i}": i for i in range(10)}}
+    put(saver, "1", **held)
+    assert got() == (held, 1)
+    for version in ("2", "3"):
+        held["text"] += "and longer " * 100
+        put(another, version, **held)
+        values, asked = got()
+        assert (values, asked > 1) == (held, True), "it is another's, so more is asked"
+        assert got() == (held, 1)
+    put(saver, "4", small=1)
+    assert got() == ({"small": 1}, 1)
+    memory.close()
+
+
+def test_what_is_asked_without_a_transaction_is_of_one_moment(tmp_path: Path) -> None:
+    storage = SQLiteStorage(tmp_path / "state.db")
+    begun = 0
+
+    @reads
+    def twice() -> Plan[tuple[list[str], list[str]]]:
+        nonlocal begun
+        begun += 1
+        first, _ = yield from Together((FindCheckpoints("t", ""), FindWrites("t", "")), final=True)
+        storage.run(save())
+        second = yield from FindCheckpoints("t", "")
+        return [row.place.checkpoint_id for row in first], [row.place.checkpoint_id for row in second]
+
+    @writes
+    def save() -> Plan[None]:
+        yield from SaveCheckpoint(CheckpointRow(Place("t", "", str(begun)), None, None, "", b"", "", b""))
+
+    assert storage.run(twice()) == (["1"], ["1"])
+    assert storage.run(twice()) == (["3", "2", "1"], ["3", "2", "1"])
+    storage.close()
 
 
 def test_what_asks_nothing_is_one_transaction_too(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ import aiosqlite
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
 from memstate_langgraph.backends.sql_checkpoints import held
-from memstate_langgraph.backends.sqlite_at_once import WRONG, at_once, prepare as prepare_at_once
-from memstate_langgraph.backends.statements import Batch, Sql, Statement
+from memstate_langgraph.backends.sqlite_at_once import WRONG, asked_at_once, at_once, prepare as prepare_at_once
+from memstate_langgraph.backends.statements import Batch, Statement, as_asking
 from memstate_langgraph.backends.threads import to_its_end
 from memstate_langgraph.checkpoint_ops import Holds
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
-from memstate_langgraph.run import Progress, check_progress, drive, pauses, tell
+from memstate_langgraph.run import Progress, abreast, check_progress, drive, pauses, tell
 
 R = TypeVar("R")
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -74,6 +74,10 @@ class _WrongGuess(Exception):
     """What a plan was told before it was asked for is not so; it begins again."""
 
 
+def _ask(statements: list[Statement]) -> Generator[list[Statement], list[Any], list[Any]]:
+    return (yield statements)
+
+
 class _Transaction:
     """Answers what one plan asks.
 
@@ -85,11 +89,11 @@ class _Transaction:
     kept: one that outlived its statement would reset it when it is collected, under another's use.
     """
 
-    __slots__ = ("_begun", "_connection", "_guesses", "_guessing", "_waiting", "_work")
+    __slots__ = ("_asked", "_begun", "_connection", "_guesses", "_guessing", "_waiting", "_work")
 
     def __init__(self, connection: sqlite3.Connection, work: Work[Any], guessing: bool) -> None:
         self._connection, self._work, self._guessing = connection, work, guessing
-        self._begun = False
+        self._asked = self._begun = False
         self._waiting: list[Batch] = []
         self._guesses: list[Holds] = []
 
@@ -111,8 +115,11 @@ class _Transaction:
         if kind is Holds and self._guessing and not (self._waiting or self._begun):
             self._guesses.append(op)  # type: ignore[arg-type]  # as its type says
             return True
-        if kind is ops.Together:
-            return [*map(self._answer, op.questions)]  # type: ignore[attr-defined]  # as its type says
+        if isinstance(op, ops.Together):
+            if op.final and self._guessing and not self._work.write:
+                answers = [as_asking(ANSWERS[type(question)](question, _DIALECT)) for question in op.questions]
+                return drive(abreast(answers, _ask), self._execute_all)
+            return [*map(self._answer, op.questions)]
         answer = ANSWERS[kind](op, _DIALECT)
         if isinstance(answer, list):
             return self._store(answer)
@@ -125,6 +132,18 @@ class _Transaction:
             self._begin_asking()
         return self._connection.execute(statement.text, statement.parameters).fetchall()
 
+    def _execute_all(self, statements: list[Statement]) -> list[Any]:
+        """In one statement, which needs no BEGIN and no COMMIT, if they are the first and there is one for them."""
+        if self._asked or self._begun or (one := asked_at_once(statements)) is None:
+            return [*map(self._execute, statements)]
+        self._asked = True
+        text, parameters, widths = one
+        answers: list[list[Any]] = [[] for _ in statements]
+        for row in self._connection.execute(text, parameters).fetchall():
+            position = row[0]
+            answers[position].append(row[1 : widths[position] + 1])
+        return answers
+
     def _store(self, batches: list[Batch]) -> None:
         if not self._begun:
             self._waiting += batches
@@ -133,6 +152,8 @@ class _Transaction:
             self._connection.executemany(batch.text, batch.rows)
 
     def _begin_asking(self) -> None:
+        if self._asked:
+            raise _WrongGuess
         self._connection.execute("BEGIN IMMEDIATE" if self._work.write else "BEGIN")
         self._begun = True
         for guess in self._guesses:
@@ -293,7 +314,7 @@ class SQLiteEngine:
     def _guess_first(self, connection: sqlite3.Connection, work: Work[R]) -> R:
         result: R
         try:
-            result = _Transaction(connection, work, work.write).run()
+            result = _Transaction(connection, work, True).run()
         except _WrongGuess:
             result = _Transaction(connection, work, False).run()
         return result

@@ -8,14 +8,16 @@ graphs writes.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 from memstate_langgraph.backends import sql_checkpoints as texts
-from memstate_langgraph.backends.statements import AT_ONCE, Batch, insert_of
+from memstate_langgraph.backends.statements import AT_ONCE, Batch, Sql, Statement, insert_of
 
 WRONG = "memstate: not as it was taken to be"
 """The error of a statement whose checks found nothing."""
@@ -76,3 +78,29 @@ def at_once(batches: Sequence[Batch]) -> tuple[str, Sequence[Any]] | None:
 
 
 _rows_of = attrgetter("rows")
+
+
+def asked_at_once(questions: Sequence[Statement]) -> tuple[str, Sequence[Any], Sequence[int]] | None:
+    """One statement that answers these: of each of its rows the first column is the position of the question, and
+    of the others as many as that has, which are given, are of its answer. None if it takes several.
+    """
+    asked = [question for question in questions if isinstance(question, Sql)]
+    text, widths = _union(tuple([question.text for question in asked]))
+    if not text or len(asked) < len(questions):
+        return None
+    return text, [*chain.from_iterable([question.parameters for question in asked])], widths
+
+
+@lru_cache(maxsize=256)
+def _union(texts: tuple[str, ...]) -> tuple[str, Sequence[int]]:
+    widths = [0 if (plain := _PLAIN.match(text)) is None else plain[1].count(",") + 1 for text in texts]
+    if not all(widths):
+        return "", ()
+    parts = [
+        f"SELECT {position}, *{', NULL' * (max(widths) - width)} FROM ({text})"
+        for position, (text, width) in enumerate(zip(texts, widths, strict=True))
+    ]
+    return " UNION ALL ".join(parts), widths
+
+
+_PLAIN = re.compile(r"SELECT (\w+(?:, \w+)*) FROM ")
