@@ -21,10 +21,8 @@ def whereabouts(config: RunnableConfig) -> tuple[str, str | None, str | None]:
     configurable = config.get("configurable") or {}
     thread_id, checkpoint_ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
     checkpoint_id = configurable.get("checkpoint_id")
-    if type(thread_id) is type(checkpoint_ns) is str and (checkpoint_id is None or type(checkpoint_id) is str):
-        all_of_them = f"{thread_id}{checkpoint_ns}{checkpoint_id}"
-        if thread_id and all_of_them.isascii() and "\x00" not in all_of_them:
-            return thread_id, checkpoint_ns, checkpoint_id  # as nearly all are
+    if thread_id and are_plain(thread_id, checkpoint_ns, checkpoint_id or ""):
+        return thread_id, checkpoint_ns, checkpoint_id
     if thread_id is None or thread_id == "":
         raise ValidationFailed(
             "the config has no thread_id: pass {'configurable': {'thread_id': '...'}} to say which conversation this is"
@@ -44,9 +42,17 @@ def given(value: object, where: str) -> str | None:
     return None if value is None else named(value, where)
 
 
+def are_plain(*texts: Any) -> bool:
+    """Whether these are strings with which nothing is wrong, as nearly all are; of others `named` may still say so."""
+    if [*map(type, texts)].count(str) < len(texts):
+        return False
+    together = "".join(texts)
+    return together.isascii() and "\x00" not in together
+
+
 def named(value: object, where: str) -> str:
-    if type(value) is str and value.isascii() and "\x00" not in value:
-        return value  # as nearly all are
+    if are_plain(value):
+        return str(value)
     try:
         text = str(value)
     except (RecursionError, ValueError) as error:

@@ -34,7 +34,11 @@ class Result:
 
     place: Place
     task_id: str
-    run: object
+    configurable: Mapping[str, Any]
+
+    @property
+    def run(self) -> object:
+        return run_of(self.configurable)
 
     def concerns(self, stage: Stage) -> bool:
         return of_run(stage, self.run) and any(level.task_id == self.task_id for level in stage.task.levels)
@@ -59,8 +63,15 @@ class Saved:
 
     place: Place
     parent_id: str | None
-    run: object
-    exits: bool
+    configurable: Mapping[str, Any]
+
+    @property
+    def run(self) -> object:
+        return run_of(self.configurable)
+
+    @property
+    def exits(self) -> bool:
+        return exits(self.configurable)
 
     def concerns(self, stage: Stage) -> bool:
         return (bool(stage.proofs) and self.place in stage.places()) or self._level(stage) is not None
@@ -123,14 +134,6 @@ def _holds(proof: Proof) -> Plan[bool]:
     if proof.task_id is None:
         return (yield from _stored([proof.place]))
     return is_result((yield from WroteTo(proof.place, proof.task_id)))
-
-
-def saved(place: Place, parent_id: str | None, configurable: Mapping[str, Any]) -> Saved:
-    return Saved(place, parent_id, run_of(configurable), exits(configurable))
-
-
-def result(place: Place, task_id: str, configurable: Mapping[str, Any]) -> Result:
-    return Result(place, task_id, run_of(configurable))
 
 
 def of_run(stage: Stage, run: object) -> bool:

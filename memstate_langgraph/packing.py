@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 
-SHORTEST = 512
+SHORTEST = 1024
 """Bytes below which the time is worth more than what would be saved; small chunks are packed when they are merged."""
 _PACKED = "z1:"
 _CHECKED = "c1:"

@@ -33,7 +33,7 @@ from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.changes import By, Rollback
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, ValueRow, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
-from memstate_langgraph.configs import Listing, config_of, given, named, thread_named, whereabouts
+from memstate_langgraph.configs import Listing, are_plain, config_of, given, named, thread_named, whereabouts
 from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
 from memstate_langgraph.graph import running_task
@@ -184,7 +184,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             *encoded(self.serde, about, "metadata"),
         )
         plan = partial(checkpoints.put, row, values, self._recent, codec)
-        event = landing.saved(place, parent_id, config.get("configurable") or {})
+        event = landing.Saved(place, parent_id, config.get("configurable") or {})
         return _Put(place, dict(checkpoint["channel_versions"]), self._landing(plan, event))
 
     def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R]:
@@ -221,11 +221,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
         place = Place(thread_id, checkpoint_ns or "", checkpoint_id)
         codec = self._codec
-        named(task_id, "put_writes: task_id")
-        named(task_path, "put_writes: task_path")
+        channels = [channel for channel, _ in writes]
+        if not are_plain(task_id, task_path, *channels):
+            for name, text in (("task_id", task_id), ("task_path", task_path), *(("channel", one) for one in channels)):
+                named(text, f"put_writes: {name}")
         rows, large = [], {}
         for index, (channel, value) in enumerate(writes):
-            named(channel, "put_writes: channel")
             kind, data = codec.dumps(value)
             if len(data) >= LARGE:
                 large[index] = checkpoints.NewValue(ValueKey(channel, ""), kind, data)
@@ -236,10 +237,9 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                 kind, data = pack_typed(kind, data)
             rows.append(WriteRow(place, task_id, WRITES_IDX_MAP.get(channel, index), task_path, channel, kind, data))
         plan = partial(checkpoints.put_writes, rows, large, self._recent, codec)
-        channels = [channel for channel, _ in writes]
         configurable = config.get("configurable") or {}
         if landing.is_result(channels):
-            event = landing.result(place, task_id, configurable)
+            event = landing.Result(place, task_id, configurable)
             yield from self._landing(plan, event)
         else:
             yield Work(plan, write=True)

@@ -168,7 +168,8 @@ class _Transaction:
             self._begin_asking()
             return
         try:
-            self._connection.execute(*statement)
+            # not `execute`, which lets go of Python's lock once more, to ask for the row id that no row here has
+            self._connection.executemany(statement[0], (statement[1],))
         except Exception as error:
             if str(error) == WRONG:
                 raise _WrongGuess from error
