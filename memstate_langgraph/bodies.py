@@ -43,6 +43,7 @@ class BodyLens:
 
     serde: SerializerProtocol
     _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
+    _versions: dict[Place, dict[str, str]] = field(default_factory=dict)
 
     def body(self, row: CheckpointRow) -> dict[str, Any]:
         if row.place not in self._bodies:
@@ -50,7 +51,9 @@ class BodyLens:
         return self._bodies[row.place]
 
     def versions(self, row: CheckpointRow) -> dict[str, str]:
-        return self.texts(self.body(row).get("channel_versions") or {})
+        if row.place not in self._versions:
+            self._versions[row.place] = self.texts(self.body(row).get("channel_versions") or {})
+        return self._versions[row.place]
 
     def texts(self, versions: Mapping[str, Any]) -> dict[str, str]:
         return {channel: version_text(version) for channel, version in versions.items()}

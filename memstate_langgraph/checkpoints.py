@@ -61,7 +61,7 @@ from memstate_langgraph.chunks import (
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
 from memstate_langgraph.facts import Fact, Query
-from memstate_langgraph.ops import Plan, Together, reads, writes
+from memstate_langgraph.ops import Plan, Together, reads, unchanging, writes
 from memstate_langgraph.packing import unpack_typed
 from memstate_langgraph.rules import CHECKPOINT_TYPE, WRITE_TYPE, fits
 
@@ -99,7 +99,7 @@ class NewValue(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@unchanging
 class Loaded:
     """A checkpoint as read: its row, its channels' values, its pending writes in LangGraph's order."""
 

@@ -460,19 +460,16 @@ class Recent:
         self._lock = threading.Lock()
         self._known: OrderedDict[Spot, Latest] = OrderedDict()
         self._largest: dict[tuple[str, str], Spot] = {}
-        self._heads: OrderedDict[tuple[str, str], Head] = OrderedDict()
+        self._heads: dict[tuple[str, str], Head] = {}
         self._most_heads = heads
 
     def head(self, thread_id: str | None, checkpoint_ns: str | None) -> Head | None:
         return None if thread_id is None or checkpoint_ns is None else self._heads.get((thread_id, checkpoint_ns))
 
     def keep_head(self, place: Place, versions: Mapping[str, Any]) -> None:
-        key = place[:2]
-        with self._lock:
-            self._heads.pop(key, None)
-            self._heads[key] = Head(place.checkpoint_id, versions)
-            if len(self._heads) > self._most_heads:
-                self._heads.popitem(last=False)
+        if len(self._heads) >= self._most_heads:
+            self._heads.clear()  # each is soon known again
+        self._heads[place[:2]] = Head(place.checkpoint_id, versions)
 
     def get(self, spot: Spot) -> Latest | None:
         with self._lock:

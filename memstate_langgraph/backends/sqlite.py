@@ -231,7 +231,7 @@ class SQLiteEngine:
                     connection.execute(statement)
                 self._prepare(connection)
                 if writes:
-                    prepare_at_once(connection)
+                    prepare_at_once(connection, self._driver.module.Error)
             except BaseException:
                 connection.close()
                 raise

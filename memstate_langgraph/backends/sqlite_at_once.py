@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -44,14 +45,24 @@ _STATEMENTS = {
 }
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Make the views; they are gone with the connection."""
+_COMMON = [
+    *(statement for shape, statement in _STATEMENTS.items() if shape[-2][1] <= 2),
+    *(insert_of(texts.SAVE_FIRST_WRITE, count) for count in (1, 2)),
+]
+"""What the first turns of nearly every graph write."""
+
+
+def prepare(connection: sqlite3.Connection, error: type[Exception]) -> None:
+    """Make the views, which are gone with the connection, and have the statements compiled that are needed first."""
     for view, shape in enumerate(_SHAPES):
         columns = ", ".join(f"NULL AS p{i}" for i in range(_width(shape)))
         connection.execute(f"CREATE TEMP VIEW at_once_{view} AS SELECT {columns}")
         connection.execute(
             f"CREATE TEMP TRIGGER at_once_{view}_written INSTEAD OF INSERT ON at_once_{view} BEGIN {_body(shape)} END"
         )
+    for statement in _COMMON:
+        with suppress(error):  # it has no parameters: it is compiled, kept, and refused
+            connection.execute(statement)
 
 
 def _body(shape: Shape) -> str:
