@@ -42,18 +42,20 @@ class BodyLens:
     """Reads checkpoints' bodies with a serializer, each once."""
 
     serde: SerializerProtocol
-    _bodies: dict[Place, dict[str, Any]] = field(default_factory=dict)
-    _versions: dict[Place, dict[str, str]] = field(default_factory=dict)
+    _bodies: dict[tuple[Place, bytes], dict[str, Any]] = field(default_factory=dict)
+    _versions: dict[tuple[Place, bytes], dict[str, str]] = field(default_factory=dict)
 
     def body(self, row: CheckpointRow) -> dict[str, Any]:
-        if row.place not in self._bodies:
-            self._bodies[row.place] = decoded(self.serde, row.place, row.kind, row.body)
-        return self._bodies[row.place]
+        key = row.place, row.body  # a plan that begins again may find another one there
+        if key not in self._bodies:
+            self._bodies[key] = decoded(self.serde, row.place, row.kind, row.body)
+        return self._bodies[key]
 
     def versions(self, row: CheckpointRow) -> dict[str, str]:
-        if row.place not in self._versions:
-            self._versions[row.place] = self.texts(self.body(row).get("channel_versions") or {})
-        return self._versions[row.place]
+        key = row.place, row.body
+        if key not in self._versions:
+            self._versions[key] = self.texts(self.body(row).get("channel_versions") or {})
+        return self._versions[key]
 
     def texts(self, versions: Mapping[str, Any]) -> dict[str, str]:
         return {channel: version_text(version) for channel, version in versions.items()}

@@ -454,7 +454,7 @@ class Recent:
     Only a hint: plans check it against storage, so other processes do no harm. Safe from several threads.
     """
 
-    def __init__(self, bound: int = 64 * 1024 * 1024, heads: int = 4096) -> None:
+    def __init__(self, bound: int = 64 * 1024 * 1024, heads: int = 1024) -> None:
         self._bound = bound
         self._size = 0
         self._lock = threading.Lock()

@@ -128,6 +128,17 @@ def test_a_thread_that_another_began_anew_goes_on(saver: MemStateCheckpointer, m
     assert found.checkpoint["channel_values"]["a"] == [*old, "more"]
 
 
+def test_a_plan_that_begins_again_reads_what_is_there_by_then(saver: MemStateCheckpointer) -> None:
+    work = saver._find_one(config())
+    again = checkpoint()
+    for values in ({"a": "first"}, {"b": "second"}):
+        versions: ChannelVersions = dict.fromkeys(values, "1")
+        again = {**again, "channel_values": values, "channel_versions": versions}
+        forgetful(saver).put(config(), again, META, versions)
+        (found,) = saver._storage.run(work)
+        assert {channel: saver._codec.loads(of.kind, of.data) for channel, of in found.values.items()} == values
+
+
 def _holds(*values: tuple[str, ops.ValueRow]) -> Plan[bool]:
     return (yield from ops.Holds("t", values))
 
