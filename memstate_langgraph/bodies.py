@@ -33,7 +33,7 @@ def encoded(serde: SerializerProtocol, value: object, where: str) -> tuple[str, 
 
 
 def version_text(version: object) -> str:
-    """A channel version as a key: 1 and "1" differ."""
+    """A channel version as a key. Those of one channel are all numbers or all text."""
     return version if isinstance(version, str) else json.dumps(version)
 
 

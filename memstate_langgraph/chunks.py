@@ -441,7 +441,7 @@ class Latest(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The checkpoint that a thread likely goes on from, and the versions of its channels."""
+    """The checkpoint that a thread likely goes on from, and the versions of its channels, as they are or as text."""
 
     checkpoint_id: str
     versions: Mapping[str, Any]

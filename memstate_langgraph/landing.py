@@ -36,12 +36,10 @@ class Result:
     task_id: str
     configurable: Mapping[str, Any]
 
-    @property
-    def run(self) -> object:
-        return run_of(self.configurable)
-
     def concerns(self, stage: Stage) -> bool:
-        return of_run(stage, self.run) and any(level.task_id == self.task_id for level in stage.task.levels)
+        return of_run(stage, run_of(self.configurable)) and any(
+            level.task_id == self.task_id for level in stage.task.levels
+        )
 
     def contains(self, stage: Stage) -> bool:  # noqa: ARG002 -- as `Saved` has it
         # Landing first, neighbours take turns from their first question on, not after each has stored its writes,
@@ -66,10 +64,6 @@ class Saved:
     configurable: Mapping[str, Any]
 
     @property
-    def run(self) -> object:
-        return run_of(self.configurable)
-
-    @property
     def exits(self) -> bool:
         return exits(self.configurable)
 
@@ -81,7 +75,7 @@ class Saved:
 
     def _level(self, stage: Stage) -> int | None:
         """Which of the stage's graphs the checkpoint is of, if it contains the task's result."""
-        for i, level in enumerate(stage.task.levels if stage.task.run is self.run else ()):
+        for i, level in enumerate(stage.task.levels if stage.task.run is run_of(self.configurable) else ()):
             if level.checkpoint_ns == self.place.checkpoint_ns and (
                 self.exits or level.checkpoint_id == self.parent_id
             ):

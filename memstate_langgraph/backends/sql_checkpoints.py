@@ -161,7 +161,7 @@ def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]
     select = "SELECT channel, version, kind, pieces FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ?"
     parameters: list[Any] = [op.thread_id, op.checkpoint_ns]
     if op.keys is not None and len(op.keys) <= FEW:
-        # not as one condition with OR: that is none for a primary key of SQLite, which would read the thread's history
+        # one by one: with OR, SQLite uses only the first columns of the primary key, and reads all that the thread had
         select = " UNION ALL ".join([f"{select} AND channel = ? AND version = ?"] * len(op.keys))
         parameters = [part for key in op.keys for part in (*parameters, *key)]
     elif op.keys is not None:

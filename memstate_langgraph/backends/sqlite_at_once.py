@@ -1,4 +1,4 @@
-"""Rows of several tables as one statement of SQLite, which is a transaction of its own.
+"""Rows of several tables, to write or to read, as one statement of SQLite, which is a transaction of its own.
 
 BEGIN, the rows of each table and COMMIT are calls into SQLite, and around each of them Python's threads may take turns:
 for a transaction as small as a checkpoint's that costs more than what it does. No statement writes to several tables,
@@ -53,7 +53,10 @@ _COMMON = [
 
 
 def prepare(connection: sqlite3.Connection, error: type[Exception]) -> None:
-    """Make the views, which are gone with the connection, and have the statements compiled that are needed first."""
+    """Make the views, which are gone with the connection, and have the statements compiled that are needed first.
+
+    `error` is the driver's.
+    """
     for view, shape in enumerate(_SHAPES):
         columns = ", ".join(f"NULL AS p{i}" for i in range(_width(shape)))
         connection.execute(f"CREATE TEMP VIEW at_once_{view} AS SELECT {columns}")
@@ -61,7 +64,9 @@ def prepare(connection: sqlite3.Connection, error: type[Exception]) -> None:
             f"CREATE TEMP TRIGGER at_once_{view}_written INSTEAD OF INSERT ON at_once_{view} BEGIN {_body(shape)} END"
         )
     for statement in _COMMON:
-        with suppress(error):  # it has no parameters: it is compiled, kept, and refused
+        # Without its parameters it is refused, but compiled by then and kept. Where another process has made the tables
+        # since this connection looked, it is not: then the first turn compiles it.
+        with suppress(error):
             connection.execute(statement)
 
 
@@ -103,13 +108,14 @@ def asked_at_once(questions: Sequence[Statement]) -> tuple[str, Sequence[Any], S
 
 
 @lru_cache(maxsize=256)
-def _union(texts: tuple[str, ...]) -> tuple[str, Sequence[int]]:
-    widths = [0 if (plain := _PLAIN.match(text)) is None else plain[1].count(",") + 1 for text in texts]
+def _union(questions: tuple[str, ...]) -> tuple[str, Sequence[int]]:
+    """Empty if a question is not a plain SELECT, whose columns can be counted."""
+    widths = [0 if (plain := _PLAIN.match(text)) is None else plain[1].count(",") + 1 for text in questions]
     if not all(widths):
         return "", ()
     parts = [
         f"SELECT {position}, *{', NULL' * (max(widths) - width)} FROM ({text})"
-        for position, (text, width) in enumerate(zip(texts, widths, strict=True))
+        for position, (text, width) in enumerate(zip(questions, widths, strict=True))
     ]
     return " UNION ALL ".join(parts), widths
 
