@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from memstate_langgraph.ops import Op, unchanging
+from memstate_langgraph.ops import Likely, Op, Several, unchanging
 
 
 class Place(NamedTuple):
@@ -75,6 +75,14 @@ class Pool(Op[bytes | None]):
 
 
 @unchanging
+class NewPool(Likely[bytes | None]):
+    """As `Pool`, of a thread that likely has none."""
+
+    likely = None
+    thread_id: str
+
+
+@unchanging
 class JoinPool(Op[None]):
     thread_id: str
     pool: bytes
@@ -98,6 +106,28 @@ class SaveChunks(Op[None]):
 
     pool: bytes
     rows: tuple[ChunkRow, ...]
+
+
+@unchanging
+class SaveStep(Several[None]):
+    """What a step of a graph adds: a checkpoint, the values that are new with it, and their new chunks.
+
+    `values` are of the checkpoint's thread and namespace.
+    """
+
+    row: CheckpointRow
+    values: tuple[ValueRow, ...] = ()
+    pool: bytes = b""
+    chunks: tuple[ChunkRow, ...] = ()
+
+    @property
+    def questions(self) -> tuple[Op[Any], ...]:  # type: ignore[override]  # nobody sets it
+        thread_id, checkpoint_ns, _ = self.row.place
+        return (
+            *([SaveChunks(self.pool, self.chunks)] if self.chunks else ()),
+            *([SaveValues(thread_id, checkpoint_ns, self.values)] if self.values else ()),
+            SaveCheckpoint(self.row),
+        )
 
 
 @unchanging
@@ -169,9 +199,10 @@ class FindValues(Op[list[ValueRow]]):
 
 
 @unchanging
-class Holds(Op[bool]):
+class Holds(Likely[bool]):
     """Whether all of these values of a thread, each in its namespace, are stored just so."""
 
+    likely = True
     thread_id: str
     values: tuple[tuple[str, ValueRow], ...]
 

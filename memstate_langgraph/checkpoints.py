@@ -18,6 +18,7 @@ import ormsgpack
 from memstate_langgraph.checkpoint_ops import (
     Ancestors,
     CheckpointRow,
+    ChunkRow,
     CopyThread,
     DropCheckpoints,
     DropChunks,
@@ -30,13 +31,14 @@ from memstate_langgraph.checkpoint_ops import (
     FindWrites,
     Holds,
     JoinPool,
+    NewPool,
     Place,
     Pool,
     PoolChunks,
     PoolPieces,
     SaveCheckpoint,
     SaveChunks,
-    SaveValues,
+    SaveStep,
     SaveWrites,
     ValueKey,
     ValueRow,
@@ -54,9 +56,9 @@ from memstate_langgraph.chunks import (
     Stored,
     chunk_ids,
     cut,
+    in_chunks,
     join,
     pack_pieces,
-    pack_whole,
     unpack_pieces,
 )
 from memstate_langgraph.errors import ConflictError, DamagedCheckpoint, ValidationFailed
@@ -110,53 +112,45 @@ class Loaded:
     writes: list[WriteRow]
     large: dict[bytes, bytes]
     """The bytes of large writes, by their pieces."""
+    fresh: list[Latest]
+    """Values that were fetched with it, for `Recent`; of it, or of others that were read with it."""
 
 
 # --- writing
 
 
 def put(
-    row: CheckpointRow, values: Sequence[NewValue], recent: Recent, codec: Codec
-) -> Plan[list[tuple[ValueRow, Stored]]]:
-    """Store a checkpoint and the values that are new with it; those in chunks, for `remember`."""
-    rows: list[ValueRow] = []
-    large: list[NewValue] = []
-    for value in values:
-        if codec.keeps_whole(value.data):
-            rows.append(ValueRow(value.key, value.kind, pack_whole(value.data)))
-        else:
-            large.append(value)
-    stored: list[tuple[ValueRow, Stored]] = []
-    if large:
-        stored = yield from _in_chunks(row.place, large, recent, codec)
-        rows += [one for one, _ in stored]
-    if rows:
-        yield SaveValues(row.place.thread_id, row.place.checkpoint_ns, tuple(rows))
-    yield SaveCheckpoint(row)
+    row: CheckpointRow, whole: Sequence[ValueRow], large: Sequence[NewValue], recent: Recent, codec: Codec
+) -> Plan[list[Latest]]:
+    """Store a checkpoint and the values that are new with it, the large ones in chunks; those, for `Recent`."""
+    if not large:
+        yield SaveStep(row, tuple(whole))
+        return []
+    pool, chunks, stored = yield from _in_chunks(row.place, large, recent, codec)
+    yield SaveStep(row, (*whole, *[one.row for one in stored]), pool, chunks)
     return stored
 
 
 def _in_chunks(
     place: Place, values: Sequence[NewValue], recent: Recent, codec: Codec
-) -> Plan[list[tuple[ValueRow, Stored]]]:
-    """Store the chunks that are new with these values; their rows are not stored yet."""
+) -> Plan[tuple[bytes, tuple[ChunkRow, ...], list[Latest]]]:
+    """The chunks that are new with these values, of which pool, and the values as lists of pieces; to be stored."""
     pool, bases = yield from _bases(place, values, recent)
     name_chunk, inline = codec.name_chunk(pool), not codec.encrypts
-    stored: list[tuple[ValueRow, Stored]] = []
+    stored: list[Latest] = []
     chunks: dict[bytes, bytes] = {}
     for key, kind, data in values:
         pieces, new = cut(data, bases.get(key.channel), name_chunk, inline=inline)
         chunks.update(new)
         packed = pack_pieces(pieces)
-        stored.append((ValueRow(key, kind, packed), Stored(kind, data, pieces, packed, pool)))
-    if chunks:
-        yield SaveChunks(pool, codec.seal(chunks))
-    return stored
+        spot = Spot(place.thread_id, place.checkpoint_ns, key.channel)
+        stored.append(Latest(spot, ValueRow(key, kind, packed), Stored(kind, data, pieces, packed, pool)))
+    return pool, codec.seal(chunks), stored
 
 
-def _pool(thread_id: str) -> Plan[bytes]:
+def _pool(thread_id: str, likely_new: bool) -> Plan[bytes]:
     """The pool of a thread; a new thread gets one of its own."""
-    pool = yield from Pool(thread_id)
+    pool = yield from (NewPool(thread_id) if likely_new else Pool(thread_id))
     if pool is None:
         pool = os.urandom(POOL_BYTES)
         yield from JoinPool(thread_id, pool)
@@ -170,17 +164,18 @@ def _bases(place: Place, values: Sequence[NewValue], recent: Recent) -> Plan[tup
         found = recent.like(Spot(place.thread_id, place.checkpoint_ns, value.key.channel), len(value.data))
         if found is not None:
             known[value.key.channel] = found
-    held = tuple({(found.spot.checkpoint_ns, found.row): None for found in known.values()})
-    if held and not (yield from Holds(place.thread_id, held)):
-        known.clear()
+    if known:
+        held = [(found.spot.checkpoint_ns, found.row) for found in known.values()]
+        if not (yield Holds(place.thread_id, tuple(dict.fromkeys(held)))):
+            known.clear()
     # Names of chunks are keyed with their pool, so a version that still has the same ones is in the pool we know.
     pool = None
     for found in known.values():
-        if any(piece.chunk is not None for piece in found.value.pieces):
+        if in_chunks(found.value.pieces):
             pool = found.value.pool
             break
     if pool is None:
-        pool = yield from _pool(place.thread_id)
+        pool = yield from _pool(place.thread_id, recent.knows_nothing_of(place))
     # a thread that was deleted and began again has another pool
     return pool, {channel: found.value for channel, found in known.items() if found.value.pool == pool}
 
@@ -189,9 +184,11 @@ def put_writes(rows: Sequence[WriteRow], large: Mapping[int, NewValue], recent: 
     """Store pending writes; `large` has the values of those rows, by position, that go into chunks."""
     if large:
         rows = list(rows)
-        stored = yield from _in_chunks(rows[0].place, list(large.values()), recent, codec)
-        for position, (of, _) in zip(large, stored, strict=True):
-            rows[position] = rows[position]._replace(kind=of.kind, value=b"", pieces=of.pieces)
+        pool, chunks, stored = yield from _in_chunks(rows[0].place, list(large.values()), recent, codec)
+        if chunks:
+            yield SaveChunks(pool, chunks)
+        for position, of in zip(large, stored, strict=True):
+            rows[position] = rows[position]._replace(kind=of.row.kind, value=b"", pieces=of.row.pieces)
     yield SaveWrites(tuple(rows))
 
 
@@ -257,7 +254,7 @@ def _load_namespace(
         values_of = FindValues(place.thread_id, place.checkpoint_ns, keys)
         belongings = yield from Together((values_of, FindWrites(place.thread_id, place.checkpoint_ns, ids)))
     stored, found = belongings
-    values = yield from _values(place, stored, recent, codec)
+    values, fresh = yield from _values(place, stored, recent, codec)
     packed = {write.pieces for write in found if write.pieces is not None}
     large = (yield from _joined(place, packed, codec))[1] if packed else {}
     pending: dict[Place, list[WriteRow]] = defaultdict(list)
@@ -270,7 +267,7 @@ def _load_namespace(
             for channel, version in of.items()
             if (value := values.get(ValueKey(channel, version))) is not None and value.kind
         }
-        loaded.append(Loaded(row, lens.body(row), of, held, in_order(pending[row.place]), large))
+        loaded.append(Loaded(row, lens.body(row), of, held, in_order(pending[row.place]), large, fresh))
     return loaded
 
 
@@ -279,8 +276,12 @@ def in_order(found: Iterable[WriteRow]) -> list[WriteRow]:
     return sorted(found, key=lambda write: (write.task_path, write.task_id, write.idx))
 
 
-def _values(place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec) -> Plan[dict[ValueKey, Stored]]:
+def _values(
+    place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec
+) -> Plan[tuple[dict[ValueKey, Stored], list[Latest]]]:
+    """The values of rows, and those of them that we did not know."""
     values: dict[ValueKey, Stored] = {}
+    fresh: list[Latest] = []
     missing: dict[ValueKey, ValueRow] = {}
     for row in rows:
         if not row.kind:
@@ -295,7 +296,9 @@ def _values(place: Place, rows: Sequence[ValueRow], recent: Recent, codec: Codec
         pool, texts = yield from _joined(place, {row.pieces for row in missing.values()}, codec)
         for key, row in missing.items():
             values[key] = Stored(row.kind, texts[row.pieces], unpack_pieces(row.pieces), row.pieces, pool)
-    return values
+            if pool:
+                fresh.append(Latest(Spot(place.thread_id, place.checkpoint_ns, key.channel), row, values[key]))
+    return values, fresh
 
 
 def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[tuple[bytes, dict[bytes, bytes]]]:
@@ -315,13 +318,6 @@ def _joined(place: Place, packed: set[bytes], codec: Codec) -> Plan[tuple[bytes,
             f"thread {place.thread_id!r}, namespace {place.checkpoint_ns!r}, "
             f"checkpoint {place.checkpoint_id!r} or one near it: {error}"
         ) from error
-
-
-def remember(recent: Recent, place: Place, values: Iterable[tuple[ValueRow, Stored]]) -> None:
-    """Keep values in chunks for the next put or read; after the transaction that stored or read them."""
-    for row, value in values:
-        if value.pool:
-            recent.keep(Latest(Spot(place.thread_id, place.checkpoint_ns, row.key.channel), row, value))
 
 
 GENERATIONS = 64

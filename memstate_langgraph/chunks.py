@@ -16,7 +16,8 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import filterfalse
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -83,14 +84,18 @@ class Damaged(Exception):
 
 def pack_pieces(pieces: Pieces) -> bytes:
     """The list as stored; behind what it keeps itself comes a checksum of that, as nobody else would miss a bit."""
-    items: list[Any] = [p.inline if p.chunk is None else (p.chunk, p.start, p.size) for p in pieces]
+    items: list[Any] = [*map(_reference_of, pieces)]
+    at = 0
+    for piece in filterfalse(_chunk_of, pieces):  # one or two, of many
+        at = pieces.index(piece, at)
+        items[at] = piece.inline
     kept = b"".join(map(_inline_of, pieces))
     if kept:
         items.append(zlib.crc32(kept))
     return ormsgpack.packb(items)
 
 
-_inline_of = attrgetter("inline")
+_reference_of, _chunk_of, _inline_of = itemgetter(0, 1, 2), itemgetter(0), itemgetter(3)
 
 
 def pack_whole(data: bytes) -> bytes:
@@ -139,6 +144,9 @@ def cut(
         if not _crowded(pieces, len(data)):
             return pieces, chunks
         chunks.clear()
+    if base is None and inline and data:
+        # A head by itself is what counts the items of most values that grow, and will differ when this one has.
+        return (Piece(None, 0, 1, data[:1]), *_chunked(data[1:], name_chunk, chunks)), chunks
     cut_up: list[Piece] = []
     for span in _merge(_match(data, base), len(data)):
         if span.piece is not None:
@@ -348,6 +356,11 @@ def join(pieces: Pieces, chunks: dict[bytes, bytes]) -> bytes:
     return b"".join(parts)
 
 
+def in_chunks(pieces: Pieces) -> bool:
+    """Whether any of the bytes are in chunks."""
+    return any(map(_chunk_of, pieces))
+
+
 def chunk_ids(pieces: Iterable[Piece]) -> set[bytes]:
     return {piece.chunk for piece in pieces if piece.chunk is not None}
 
@@ -466,10 +479,10 @@ class Recent:
     def head(self, thread_id: str | None, checkpoint_ns: str | None) -> Head | None:
         return None if thread_id is None or checkpoint_ns is None else self._heads.get((thread_id, checkpoint_ns))
 
-    def keep_head(self, place: Place, versions: Mapping[str, Any]) -> None:
-        if len(self._heads) >= self._most_heads:
-            self._heads.clear()  # each is soon known again
-        self._heads[place[:2]] = Head(place.checkpoint_id, versions)
+    def knows_nothing_of(self, place: Place) -> bool:
+        """Whether no value is known of a graph in a thread and of those around it, as of a thread that is new."""
+        spots = Spot(place.thread_id, place.checkpoint_ns, "").lineage()
+        return self._largest.keys().isdisjoint([spot[:2] for spot in spots])
 
     def get(self, spot: Spot) -> Latest | None:
         with self._lock:
@@ -501,20 +514,21 @@ class Recent:
             self._known.move_to_end(spot)
         return known
 
-    def keep(self, latest: Latest) -> None:
-        spot, size = latest.spot, len(latest.value.data)
+    def keep(self, values: Sequence[Latest], place: Place, versions: Mapping[str, Any]) -> None:
+        """A checkpoint and values that were new with it, after the transaction that stored or read them."""
+        graph = place[:2]
         with self._lock:
-            known = self._known.get(spot)
-            if known is not None and known.value is latest.value and known.row == latest.row:
-                self._known.move_to_end(spot)  # it was read as it is known
-                return
-            known = self._known.pop(spot, None)
-            self._known[spot] = latest
-            self._size += size - (0 if known is None else len(known.value.data))
-            graph = spot[:2]
-            largest = self._known.get(self._largest.get(graph, spot))
-            if largest is None or size >= len(largest.value.data):
-                self._largest[graph] = spot
+            if len(self._heads) >= self._most_heads:
+                self._heads.clear()  # each is soon known again
+            self._heads[graph] = Head(place.checkpoint_id, versions)
+            for latest in values:
+                spot, size = latest.spot, len(latest.value.data)
+                known = self._known.pop(spot, None)
+                self._known[spot] = latest
+                self._size += size - (0 if known is None else len(known.value.data))
+                largest = self._known.get(self._largest.get(graph, spot))
+                if largest is None or size >= len(largest.value.data):
+                    self._largest[graph] = spot
             while self._size > self._bound and self._known:
                 self._drop(next(iter(self._known)))
 

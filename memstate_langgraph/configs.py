@@ -21,7 +21,7 @@ def whereabouts(config: RunnableConfig) -> tuple[str, str | None, str | None]:
     configurable = config.get("configurable") or {}
     thread_id, checkpoint_ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
     checkpoint_id = configurable.get("checkpoint_id")
-    if thread_id and are_plain(thread_id, checkpoint_ns, checkpoint_id or ""):
+    if thread_id and are_plain(thread_id, checkpoint_ns or "", checkpoint_id or ""):
         return thread_id, checkpoint_ns, checkpoint_id
     if thread_id is None or thread_id == "":
         raise ValidationFailed(
@@ -51,8 +51,8 @@ def are_plain(*texts: Any) -> bool:
 
 
 def named(value: object, where: str) -> str:
-    if are_plain(value):
-        return str(value)
+    if type(value) is str and value.isascii() and "\x00" not in value:
+        return value
     try:
         text = str(value)
     except (RecursionError, ValueError) as error:

@@ -9,6 +9,7 @@ last checkpoint is stored: it lands all that led to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
@@ -20,7 +21,7 @@ from memstate_langgraph.flows import Unprepared
 from memstate_langgraph.graph import exits, run_of
 from memstate_langgraph.ops import Plan, Work, unchanging
 from memstate_langgraph.protocol import ATTEMPTS, contended
-from memstate_langgraph.run import Flow
+from memstate_langgraph.run import Flow, Hopeful
 from memstate_langgraph.staging import STAGES, Proof, Stage
 
 R = TypeVar("R")
@@ -157,8 +158,28 @@ def concerned(identity: Hashable, event: Event, *, over: bool = False) -> list[S
     return [stage for stage in stages if stage.over == over and event.concerns(stage)]
 
 
-def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
+def land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R] | Hopeful[R]:
     """Run a plan that stores checkpoints or writes, and land what they make durable, as one transaction."""
+    if STAGES.by_thread:
+        return _land_with(start, event, identity)
+    # in most processes at most times nothing waits
+    work = Work(partial(_alone, start, event, identity), write=True)
+    return Hopeful(work, _NotAlone, partial(_land_with, start, event, identity))
+
+
+class _NotAlone(Exception):
+    """Something began to wait for an event meanwhile."""
+
+
+def _alone(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Plan[R]:
+    """A plan of an event for which nothing waits; raises `_NotAlone`."""
+    result = yield from start()
+    if STAGES.by_thread and (concerned(identity, event) or concerned(identity, event, over=True)):
+        raise _NotAlone
+    return result
+
+
+def _land_with(start: Callable[[], Plan[R]], event: Event, identity: Hashable) -> Flow[R]:
     landed: list[Stage] = []
     landing: list[Stage] = []
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import Any, Generic, ParamSpec, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, dataclass_transform
 
 from memstate_langgraph.facts import Entry, Fact, Namespace, Query, Standing, Vector
 
@@ -40,8 +40,24 @@ class Op(Generic[R]):
 Plan = Generator[Op[Any], Any, R]
 
 
+class Likely(Op[R]):
+    """An op whose answer is nearly always `likely`: a storage may take that for granted, and must notice by the end of
+    the transaction if it is not so; then the plan begins again, and is answered.
+    """
+
+    __slots__ = ()
+    likely: ClassVar[Any]
+
+
+class Several(Op[R]):
+    """An op that is its `questions`: a storage may answer those, or all of it at once if it can."""
+
+    __slots__ = ()
+    questions: tuple[Op[Any], ...]
+
+
 @unchanging
-class Together(Op[tuple[Any, ...]]):
+class Together(Several[tuple[Any, ...]]):
     """Questions of which none waits for another's answer: a server can be asked all of them in one go.
 
     `final` ones are likely all that their plan asks. A storage may then answer without a transaction, if all answers

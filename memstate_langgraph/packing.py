@@ -58,7 +58,7 @@ def pack_typed(kind: str, data: bytes) -> tuple[str, bytes]:
     if "+" in kind:  # what is encrypted has nothing to find, and its cipher notices damage
         return kind, data
     data += zlib.crc32(data).to_bytes(4)
-    packed = pack(data)
+    packed = pack(data) if len(data) >= SHORTEST else None
     return (_CHECKED + kind, data) if packed is None else (_PACKED + kind, packed)
 
 

@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, compress
 from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -66,11 +65,9 @@ class Unfreezable(Exception):
 
 
 class Frozen:
-    """A message as its fields. `types` are those of the fields; `containers` names those that are not atoms, `filled`
-    those of them that are not empty.
-    """
+    """A message as its fields. `containers` names those that are no atoms, `filled` those that hold something."""
 
-    __slots__ = ("containers", "extra", "fields", "filled", "kind", "types")
+    __slots__ = ("containers", "extra", "fields", "filled", "kind")
 
     def __init__(
         self,
@@ -81,10 +78,9 @@ class Frozen:
     ) -> None:
         self.kind, self.fields, self.extra = kind, fields, extra
         if like is None:
-            self.types = [*map(type, fields.values())]
             self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
         else:  # one of the same shape knows
-            self.types, self.containers = like.types, like.containers
+            self.containers = like.containers
         self.filled = [name for name in self.containers if fields[name]]
 
     def thaw(self) -> BaseMessage:
@@ -111,25 +107,50 @@ def count_unchanged(messages: list[Any], before: list[Any]) -> int:
 
 
 def _are_still(messages: list[Any], before: list[Any]) -> bool:
-    # Few steps for all of them together, none of which Python takes message by message, since most histories are long
-    # and most of their messages stay.
+    packed = _packed(messages)
+    return packed is not None and packed == _packed_before(before) and _are_like(messages, before)
+
+
+def _are_like(messages: list[Any], before: list[Any]) -> bool:
+    """Whether messages are what was frozen, but for their fields."""
     if not _all_frozen(before) or [*map(type, messages)] != [*map(_kind_of, before)]:
         return False
-    fields = [*map(_fields_now, messages)]
-    if fields != [*map(_fields_of, before)]:
-        return False
-    types = [*map(type, chain.from_iterable(map(dict.values, fields)))]
-    if types != [*chain.from_iterable(map(_types_of, before))]:
-        return False
-    for one, of in compress(zip(before, fields, strict=True), map(_filled_of, before)):
-        if not all(_identical(one.fields[name], of[name]) for name in one.filled):
-            return False
     extras = [*map(_extra_of, before)], [*map(_extra_now, messages)]
     return not (any(extras[0]) or any(extras[1])) or all(map(_agree, *extras))
 
 
-_kind_of, _fields_of, _types_of = attrgetter("kind"), attrgetter("fields"), attrgetter("types")
-_filled_of, _extra_of = attrgetter("filled"), attrgetter("extra")
+def _packed(messages: list[Any]) -> bytes | None:
+    """The fields of messages as bytes, each behind the other; None if some are nothing that is frozen.
+
+    What is as bytes the same is encoded as the same. Packing takes no step of Python message by message, since most
+    histories are long and most of their messages stay.
+    """
+    try:
+        return _pack([*map(_fields_now, messages)])
+    except (TypeError, AttributeError):
+        return None
+
+
+def _packed_before(before: list[Any]) -> bytes | None:
+    return _pack([*map(_fields_of, before)]) if _all_frozen(before) else None
+
+
+def _pack(fields: list[dict[str, Any]]) -> bytes:
+    data = ormsgpack.packb(fields, None, _EXACTLY)
+    return data[_array(data)[1] :]
+
+
+_EXACTLY = (
+    ormsgpack.OPT_NON_STR_KEYS
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+"""Nothing is packed as something else, such as a tuple as a list: rather it is refused."""
+_kind_of, _fields_of, _extra_of = attrgetter("kind"), attrgetter("fields"), attrgetter("extra")
 _fields_now, _extra_now = attrgetter("__dict__"), attrgetter("__pydantic_extra__")
 
 
@@ -208,8 +229,40 @@ class Thawer:
     """Decodes what one serializer encoded. Safe from several threads."""
 
     def __init__(self, serde: SerializerProtocol) -> None:
-        self._serde = serde
+        self.serde = serde
         self._shapes: dict[Any, Frozen | None] = {}  # one of each shape, or None where building by hand is wrong
+        self._encoded: dict[Any, Frozen | None] = {}  # one of each shape that came back as it was encoded, or None
+
+    def frozen(self, messages: list[Any], encoded: bytes) -> list[Any]:
+        """Messages as decoding what they were encoded as would freeze them; raises `Unfreezable`.
+
+        It is not decoded if one of each shape was, and came back as it had been.
+        """
+        if (quickly := self._frozen_like(messages)) is not None:
+            return quickly
+        decoded = _frozen_items(self.decode(encoded))
+        for message, made in zip(messages, decoded, strict=True):
+            if type(message) in _KINDS and type(made) is Frozen and not made.filled:
+                as_it_was = made.kind is type(message) and _identical(made.fields, message.__dict__) and not made.extra
+                if len(self._encoded) < _MOST_SHAPES:
+                    self._encoded[_shape_of(message)] = made if as_it_was else None
+        return decoded
+
+    def _frozen_like(self, messages: list[Any]) -> list[Frozen] | None:
+        made = []
+        for message in messages:
+            if type(message) not in _KINDS or message.__pydantic_extra__:
+                return None
+            like = self._encoded.get(_shape_of(message))
+            if like is None:
+                return None
+            fields = message.__dict__.copy()
+            for name in like.containers:
+                if fields[name]:
+                    return None
+                fields[name] = fields[name].copy()
+            made.append(Frozen(like.kind, fields, {}, like))
+        return made
 
     def decode(self, data: bytes) -> Any:
         """The value, its messages frozen where they can be."""
@@ -245,7 +298,13 @@ class Thawer:
         return decoded
 
     def _by_serializer(self, code: int, data: bytes) -> Any:
-        return self._serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
+        return self.serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
+
+
+def _shape_of(message: BaseMessage) -> Any:
+    """A shape for which the values of atoms are all that may differ, if what it contains is empty."""
+    fields = message.__dict__
+    return (type(message), *fields, *map(type, fields.values()))
 
 
 def _frozen_items(decoded: list[Any]) -> list[Any]:
@@ -281,6 +340,12 @@ class _Kept:
     value: Any
     count: int | None
     ends: list[int] | None = None
+    packed: bytes | None = None
+    """The fields of its messages, as `_packed` gives them."""
+
+    @property
+    def size(self) -> int:
+        return 2 * len(self.body)  # about as much again is in what was made of it
 
     def frozen(self, thawer: Thawer) -> Any:
         """The value, frozen; raises `Unfreezable`."""
@@ -316,20 +381,24 @@ class _CollectingLater:
 class Pristine:
     """The values of channels that were read or stored lately, frozen. Safe from several threads.
 
-    `bound` is in bytes, of what the values were made of.
+    `bound` is in bytes.
     """
 
-    def __init__(self, bound: int = 32 * 1024 * 1024) -> None:
+    def __init__(self, bound: int = 64 * 1024 * 1024) -> None:
         self._bound = bound
         self._size = 0
         self._lock = threading.Lock()
         self._kept: OrderedDict[Spot, _Kept] = OrderedDict()
         self._thawers: WeakKeyDictionary[SerializerProtocol, Thawer] = WeakKeyDictionary()
+        self._last: Thawer | None = None
 
     def _known(self, spot: Spot, serde: SerializerProtocol) -> tuple[_Kept | None, Thawer]:
         with self._lock:
             kept = self._kept.get(spot) or next((self._kept[one] for one in spot.lineage() if one in self._kept), None)
-            thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
+            thawer = self._last
+            if thawer is None or thawer.serde is not serde:
+                thawer = self._thawers.get(serde) or self._thawers.setdefault(serde, Thawer(serde))
+                self._last = thawer
         return (kept if kept is not None and kept.serde is serde else None), thawer
 
     def loads(self, spot: Spot, serde: SerializerProtocol, kind: str, data: bytes) -> Any:
@@ -373,11 +442,17 @@ class Pristine:
             return serde.dumps_typed(value)
         kept, thawer = self._known(spot, serde)
         same, head, ends, unchanged = 0, b"", list[int](), list[Any]()
+        packed = _packed(value)
         if kept is not None and kept.count is not None:
             known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
             if known is not None:
-                before = self._frozen_list(kept, thawer)
-                same = count_unchanged(value, before)
+                before = kept.value if type(kept.value) is list else self._frozen_list(kept, thawer)
+                if kept.packed is None:
+                    kept.packed = _packed_before(before)
+                if packed and kept.packed and packed.startswith(kept.packed) and _are_like(value[: kept.count], before):
+                    same = kept.count
+                else:
+                    same = count_unchanged(value, before)
                 head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
                 unchanged = before[:same]
         kind, tail = serde.dumps_typed(value[same:])
@@ -385,13 +460,13 @@ class Pristine:
             return serde.dumps_typed(value)
         count, start = _array(tail)
         try:
-            fresh = _frozen_items(thawer.decode(tail))
+            fresh = thawer.frozen(value[same:], tail)
         except Unfreezable:
             return kind, _header(len(value)) + head + tail[start:]
         body = head + tail[start:]
         more = _ends(tail[start:], count or 0)
         all_ends = None if more is None else ends + [len(head) + end for end in more]
-        self._keep(spot, _Kept(serde, body, unchanged + fresh, len(value), all_ends))
+        self._keep(spot, _Kept(serde, body, unchanged + fresh, len(value), all_ends, packed))
         return kind, _header(len(value)) + body
 
     def _frozen_list(self, kept: _Kept, thawer: Thawer) -> list[Any]:
@@ -407,11 +482,11 @@ class Pristine:
     def _keep(self, spot: Spot, kept: _Kept) -> None:
         with self._lock:
             known = self._kept.pop(spot, None)
-            self._size += len(kept.body) - (len(known.body) if known else 0)
+            self._size += kept.size - (known.size if known else 0)
             self._kept[spot] = kept
             while self._size > self._bound and self._kept:
                 _, dropped = self._kept.popitem(last=False)
-                self._size -= len(dropped.body)
+                self._size -= dropped.size
 
 
 # --- msgpack

@@ -17,20 +17,23 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from memstate_langgraph.errors import ValidationFailed
-from memstate_langgraph.ops import Work
+from memstate_langgraph.ops import Work, unchanging
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 
 
-def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any]) -> R:
-    """Answer what a generator asks until it is done; what an answer raises is raised where it was asked."""
+def drive(plan: Generator[Q, Any, R], answer: Callable[[Q], Any], asked: Q | None = None) -> R:
+    """Answer what a generator asks until it is done; what an answer raises is raised where it was asked.
+
+    `asked` is what it has asked already.
+    """
     try:
-        question = next(plan)
+        question = next(plan) if asked is None else asked
         while True:
             try:
                 result = answer(question)
@@ -181,7 +184,33 @@ Flow = Generator[Step, Any, R]
 """Yields transactions and calls, is sent their results, and has what they raise thrown in."""
 
 
-def perform(flow: Flow[R], storage: Storage) -> R:
+@unchanging
+class Hopeful(Generic[R]):
+    """A transaction that nearly always is all there is to do; if it raises `unless`, a flow is performed instead."""
+
+    work: Work[R]
+    unless: type[Exception]
+    instead: Callable[[], Flow[R]]
+
+    def __iter__(self) -> Flow[R]:
+        try:
+            result: R = yield self.work
+        except self.unless:
+            result = yield from self.instead()
+        return result
+
+
+def perform(flow: Flow[R] | Hopeful[R] | Work[R], storage: Storage) -> R:
+    if isinstance(flow, Work):
+        return storage.run(flow)
+    if isinstance(flow, Hopeful):
+        try:
+            made: R = storage.run(flow.work)
+        except flow.unless:
+            flow = flow.instead()
+        else:
+            return made
+
     def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return storage.run(step)
@@ -191,7 +220,17 @@ def perform(flow: Flow[R], storage: Storage) -> R:
     return drive(flow, answer)
 
 
-async def aperform(flow: Flow[R], storage: AsyncStorage) -> R:
+async def aperform(flow: Flow[R] | Hopeful[R] | Work[R], storage: AsyncStorage) -> R:
+    if isinstance(flow, Work):
+        return await storage.run(flow)
+    if isinstance(flow, Hopeful):
+        try:
+            made: R = await storage.run(flow.work)
+        except flow.unless:
+            flow = flow.instead()
+        else:
+            return made
+
     async def answer(step: Step) -> Any:
         if isinstance(step, Work):
             return await storage.run(step)

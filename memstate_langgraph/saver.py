@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,7 +33,7 @@ from memstate_langgraph.backends.urls import storage_from
 from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
 from memstate_langgraph.changes import By, Rollback
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, ValueRow, WriteRow
-from memstate_langgraph.chunks import LARGE, Codec, Recent, Spot, Stored
+from memstate_langgraph.chunks import LARGE, Codec, Latest, Recent, Spot, Stored, pack_whole
 from memstate_langgraph.configs import Listing, are_plain, config_of, given, named, thread_named, whereabouts
 from memstate_langgraph.differences import Preview
 from memstate_langgraph.errors import ConflictError, MemoryStoreError, ValidationFailed
@@ -46,6 +47,7 @@ from memstate_langgraph.rules import check_count
 from memstate_langgraph.run import (
     AsyncStorage,
     Flow,
+    Hopeful,
     Progress,
     Storage,
     aperform,
@@ -86,10 +88,12 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         self._last_codec = Codec(self.serde)
         self._storage: Storage
         self._async_storage: AsyncStorage
+        self._is_async = isinstance(memory, AsyncMemoryStore)
         if isinstance(memory, MemoryStore):
             self._storage, self._async_storage = memory.storage, memory.storage.aio()
         else:
             self._storage, self._async_storage = memory.storage.sync(), memory.storage
+        self._identity = self._storage.identity
 
     @classmethod
     def from_conn_string(cls, url: str | Path, *, serde: SerializerProtocol | None = None) -> Self:
@@ -109,29 +113,31 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     @property
     def identity(self) -> Hashable:
         """Of the storage: stores over the same one take part in the tasks of our graphs."""
-        return self._storage.identity
+        return self._identity
 
     # --- running plans through either door
 
     def _check_door(self) -> None:
-        if isinstance(self.memory, AsyncMemoryStore) and in_event_loop():
+        if in_event_loop():
             raise MemoryStoreError(
                 "MemStateCheckpointer: a sync call inside a running event loop would block it; use ainvoke, "
                 "astream and aget_state, or build the checkpointer on a MemoryStore"
             )
 
     def _run(self, work: Work[R]) -> R:
-        self._check_door()
+        if self._is_async:
+            self._check_door()
         return self._storage.run(work)
 
     async def _arun(self, work: Work[R]) -> R:
         return await self._async_storage.run(work)
 
-    def _perform(self, flow: Flow[R]) -> R:
-        self._check_door()
+    def _perform(self, flow: Flow[R] | Hopeful[R] | Work[R]) -> R:
+        if self._is_async:
+            self._check_door()
         return perform(flow, self._storage)
 
-    async def _aperform(self, flow: Flow[R]) -> R:
+    async def _aperform(self, flow: Flow[R] | Hopeful[R] | Work[R]) -> R:
         return await aperform(flow, self._async_storage)
 
     # --- writing
@@ -167,13 +173,17 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         codec = self._codec
         body = cast("dict[str, Any]", checkpoint.copy())
         held = body.pop("channel_values", {})
-        values = []
+        whole, large = [], []
         for channel, version in new_versions.items():
             if channel in held:  # an empty channel has no value at its version
                 spot = Spot(thread_id, checkpoint_ns or "", channel)
                 kind, data = self._pristine.dumps(spot, codec.values, held[channel])
-                values.append(checkpoints.NewValue(ValueKey(channel, version_text(version)), kind, data))
-        about = get_checkpoint_metadata(config, metadata)
+                key = ValueKey(channel, version_text(version))
+                if codec.keeps_whole(data):
+                    whole.append(ValueRow(key, kind, pack_whole(data)))
+                else:
+                    large.append(checkpoints.NewValue(key, kind, data))
+        about = _metadata_of(config, metadata)
         run_id = about.get("run_id")
         place = Place(thread_id, checkpoint_ns or "", named(checkpoint["id"], "the checkpoint's id"))
         row = CheckpointRow(
@@ -183,16 +193,15 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             *encoded(self.serde, body, "the checkpoint"),
             *encoded(self.serde, about, "metadata"),
         )
-        plan = partial(checkpoints.put, row, values, self._recent, codec)
+        plan = partial(checkpoints.put, row, whole, large, self._recent, codec)
         event = landing.Saved(place, parent_id, config.get("configurable") or {})
         return _Put(place, dict(checkpoint["channel_versions"]), self._landing(plan, event))
 
-    def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R]:
-        return landing.land_with(start, event, self.identity)
+    def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R] | Hopeful[R]:
+        return landing.land_with(start, event, self._identity)
 
-    def _stored(self, made: _Put, values: list[tuple[ValueRow, Stored]]) -> RunnableConfig:
-        checkpoints.remember(self._recent, made.place, values)
-        self._recent.keep_head(made.place, made.versions)
+    def _stored(self, made: _Put, values: list[Latest]) -> RunnableConfig:
+        self._recent.keep(values, made.place, made.versions)
         return config_of(made.place)
 
     def put_writes(
@@ -215,7 +224,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
     def _put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> Flow[None]:
+    ) -> Flow[None] | Hopeful[None] | Work[None]:
         thread_id, checkpoint_ns, checkpoint_id = whereabouts(config)
         if checkpoint_id is None:
             raise ValidationFailed("put_writes: config['configurable'] has no checkpoint_id to store writes for")
@@ -239,12 +248,13 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         plan = partial(checkpoints.put_writes, rows, large, self._recent, codec)
         configurable = config.get("configurable") or {}
         if landing.is_result(channels):
-            event = landing.Result(place, task_id, configurable)
-            yield from self._landing(plan, event)
-        else:
-            yield Work(plan, write=True)
-        if landing.failed(channels):
-            yield from landing.drop(self.identity, thread_id, task_id, configurable)
+            return self._landing(plan, landing.Result(place, task_id, configurable))
+        work = Work(plan, write=True)
+        return self._of_failed(work, place, task_id, configurable) if landing.failed(channels) else work
+
+    def _of_failed(self, work: Work[None], place: Place, task_id: str, configurable: Mapping[str, Any]) -> Flow[None]:
+        yield work
+        yield from landing.drop(self.identity, place.thread_id, task_id, configurable)
 
     # --- reading
 
@@ -265,18 +275,11 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
     def _one(self, config: RunnableConfig, found: Found) -> CheckpointTuple | None:
         if not found:
             return None
-        made = self._tuple(found[0])
-        self._keep(found[0])
+        loaded = found[0]
+        made = self._tuple(loaded)
+        self._recent.keep(loaded.fresh, loaded.row.place, loaded.versions)
         # an asked checkpoint comes back under the config that asked for it, as LangGraph's own savers do
         return made._replace(config=config) if get_checkpoint_id(config) else made
-
-    def _keep(self, loaded: checkpoints.Loaded) -> None:
-        values = [
-            (ValueRow(ValueKey(channel, loaded.versions[channel]), value.kind, value.packed), value)
-            for channel, value in loaded.values.items()
-        ]
-        checkpoints.remember(self._recent, loaded.row.place, values)
-        self._recent.keep_head(loaded.row.place, loaded.versions)
 
     def _tuple(self, loaded: checkpoints.Loaded) -> CheckpointTuple:
         row, codec = loaded.row, self._codec
@@ -594,7 +597,17 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 class _Put(NamedTuple):
     place: Place
     versions: Mapping[str, Any]
-    flow: Flow[list[tuple[ValueRow, Stored]]]
+    flow: Flow[list[Latest]] | Hopeful[list[Latest]]
+
+
+def _metadata_of(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    found = config.get("metadata")
+    if isinstance(cast("object", found), ChainMap):  # of which each item takes several calls of Python
+        flat: dict[str, Any] = {}
+        for layer in reversed(cast("ChainMap[str, Any]", found).maps):
+            flat.update(layer)
+        config = {"metadata": flat, "configurable": config.get("configurable") or {}}
+    return get_checkpoint_metadata(config, metadata)
 
 
 def _undoing(place: Place, expected: Preview | None = None) -> Rollback:

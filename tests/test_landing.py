@@ -170,8 +170,9 @@ def test_a_result_that_could_not_be_stored_lands_nothing(memory: MemoryStore) ->
     assert contents(memory) == app.get_state(CONFIG).values["said"], "the next one does, if it was stored"
 
 
-def test_a_result_is_seen_by_a_checkpoint_that_began_before_it(memory: MemoryStore) -> None:
-    """Where writers take turns from their first question on only, as on PostgreSQL."""
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["it alone waits", "something waits elsewhere"])
+def test_a_result_is_seen_by_a_checkpoint_that_began_before_it(memory: MemoryStore, elsewhere: bool) -> None:
+    """Writers take turns from their first question or write on only."""
     saver, done, came_first, seen = Ordered(memory), signals("outer 2", "result"), [], {}
 
     def inside(name: str) -> None:
@@ -190,10 +191,15 @@ def test_a_result_is_seen_by_a_checkpoint_that_began_before_it(memory: MemorySto
 
     saver.inside, saver.after = inside, after
     app = line(memory, writes, saver=saver)
-    said = app.invoke({}, CONFIG, durability="async")["said"]
+    if elsewhere:
+        STAGES.by_thread["another storage", "t"] = []
+    try:
+        said = app.invoke({}, CONFIG, durability="async")["said"]
+    finally:
+        STAGES.by_thread.pop(("another storage", "t"), None)
     assert contents(memory) == said
-    if came_first[0]:
-        assert seen["outer 2"] == said
+    assert came_first[0]
+    assert seen["outer 2"] == said
 
 
 def test_a_result_and_the_next_checkpoint_land_it_once(memory: MemoryStore) -> None:

@@ -225,7 +225,7 @@ def test_a_step_of_a_graph_is_one_statement(tmp_path: Path) -> None:
 
     memory.storage.engine.writer.set_trace_callback(told.append)  # type: ignore[attr-defined]
     assert put("1", small=1, another=2)
-    assert not put("1", text="long " * 200), "where its chunks go is asked once"
+    assert put("1", text="long " * 200), "the first of its thread in chunks"
     assert put("2", text="long " * 200 + "and longer " * 100, small=2)
     assert not put("3", **{f"channel {i}": i for i in range(10)})
     at = saver.get_tuple(config()).config  # type: ignore[union-attr]
@@ -233,9 +233,15 @@ def test_a_step_of_a_graph_is_one_statement(tmp_path: Path) -> None:
     MemStateCheckpointer(memory=memory).delete_thread("t")
     longer = "long " * 200 + "and longer " * 100 + "yet " * 300
     assert not put("4", text=longer), "its base was taken to be there"
-    found = MemStateCheckpointer(memory=memory).get_tuple(config())
+    another = MemStateCheckpointer(memory=memory)
+    found = another.get_tuple(config())
     assert found is not None
     assert found.checkpoint["channel_values"] == {"text": longer}
+    saver = MemStateCheckpointer(memory=memory)
+    assert not put("5", more=longer), "its thread was taken to have no chunks"
+    found = another.get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"more": longer}
     memory.close()
 
 

@@ -35,7 +35,7 @@ from memstate_langgraph.backends.sql import ANSWERS
 from memstate_langgraph.backends.statements import AT_ONCE, Batch, Row, Sql, Statement, Statements, as_asking, insert_of
 from memstate_langgraph.errors import OutcomeUnknown, StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Op, Work
-from memstate_langgraph.run import Progress, abreast, check_progress, pauses, relay, tell
+from memstate_langgraph.run import Progress, abreast, check_progress, in_turn, pauses, relay, tell
 
 R = TypeVar("R")
 Wire = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -311,6 +311,8 @@ class PostgresEngine:
         def answer(op: Op[Any]) -> Steps[Any]:
             if isinstance(op, ops.Together):
                 return (yield from abreast([begun(question) for question in op.questions], execute_all))
+            if isinstance(op, ops.Several):
+                return (yield from in_turn(op.questions, answer))
             result = yield from relay(begun(op), execute)
             if isinstance(op, checkpoint_ops.SaveCheckpoint) and transaction.locking:
                 # from here on the plan sees what other writers of the thread stored: see `landing`

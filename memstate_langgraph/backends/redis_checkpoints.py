@@ -65,7 +65,7 @@ def _written(view: View, thread_id: str | None, checkpoint_ns: str | None = None
 # --- pools
 
 
-def pool(op: ops.Pool, view: View) -> Asking[bytes | None]:
+def pool(op: ops.Pool | ops.NewPool, view: View) -> Asking[bytes | None]:
     return (yield from view.one(view.key("pools"), op.thread_id))
 
 
@@ -388,6 +388,7 @@ def copy_thread(op: ops.CopyThread, view: View) -> Asking[None]:
 CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.Pool: pool,
     ops.JoinPool: join_pool,
+    ops.NewPool: pool,
     ops.SaveCheckpoint: save_checkpoint,
     ops.SaveValues: save_values,
     ops.SaveChunks: save_chunks,

@@ -244,7 +244,7 @@ class RedisEngine:
         view = transaction.view
 
         def answer(op: Op[Any]) -> Steps[Any]:
-            if isinstance(op, ops.Together):
+            if isinstance(op, ops.Several):
                 return (yield from in_turn(op.questions, answer))
             scopes = set() if isinstance(op, CHANGES_ANYWAY) else scopes_of(op)
             if not scopes <= transaction.seen.keys():

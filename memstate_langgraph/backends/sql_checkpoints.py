@@ -7,7 +7,7 @@ from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
 from memstate_langgraph.backends.statements import Answer, Batch, Dialect, Sql, Statements, one_of
-from memstate_langgraph.ops import Op
+from memstate_langgraph.ops import Likely, Op
 
 _CHECKPOINT = (
     "thread_id, checkpoint_ns, checkpoint_id, parent_id, run_id, kind, body, metadata_kind, metadata, position"
@@ -38,6 +38,8 @@ SAVE_VALUE = _upsert("channel_values", _VALUE, "thread_id, checkpoint_ns, channe
 SAVE_CHUNK = _insert_new("chunks", "pool, id, cipher, packed, data")
 SAVE_FIRST_WRITE = _insert_new("writes", _WRITE)
 SAVE_LAST_WRITE = _upsert("writes", _WRITE, _WRITE_KEY)
+JOIN_POOL = "INSERT INTO threads (thread_id, pool) VALUES (?, ?)"
+HAS_NO_POOL = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM threads WHERE thread_id = ?)"
 HOLDS = (
     "SELECT 1 FROM channel_values WHERE thread_id = ? AND checkpoint_ns = ? AND channel = ? AND version = ? "
     "AND kind = ? AND pieces = ?"
@@ -49,40 +51,56 @@ def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
     return ("WHERE " + " AND ".join(given) if given else ""), list(given.values())
 
 
-def pool(op: ops.Pool, d: Dialect) -> Statements[bytes | None]:
+def pool(op: ops.Pool | ops.NewPool, d: Dialect) -> Statements[bytes | None]:
     rows = yield Sql("SELECT pool FROM threads WHERE thread_id = ?", (op.thread_id,))
     return rows[0][0] if rows else None
 
 
 def join_pool(op: ops.JoinPool, d: Dialect) -> list[Batch]:
-    return [Batch("INSERT INTO threads (thread_id, pool) VALUES (?, ?)", [(op.thread_id, op.pool)])]
+    return [Batch(JOIN_POOL, [(op.thread_id, op.pool)])]
 
 
 def save_checkpoint(op: ops.SaveCheckpoint, d: Dialect) -> list[Batch]:
     return [Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])])]
 
 
+def save_step(op: ops.SaveStep, d: Dialect) -> list[Batch]:
+    thread_id, checkpoint_ns, _ = op.row.place
+    batches = [_chunks(op.pool, op.chunks)] if op.chunks else []
+    if op.values:
+        batches.append(_values(thread_id, checkpoint_ns, op.values))
+    batches.append(Batch(SAVE_CHECKPOINT, [(*op.row.place, *op.row[1:])]))
+    return batches
+
+
 def save_values(op: ops.SaveValues, d: Dialect) -> list[Batch]:
-    return [Batch(SAVE_VALUE, [_value(op.thread_id, op.checkpoint_ns, row) for row in op.rows], distinct=True)]
+    return [_values(op.thread_id, op.checkpoint_ns, op.rows)]
 
 
-def _value(thread_id: str, checkpoint_ns: str, row: ops.ValueRow) -> tuple[Any, ...]:
-    return (thread_id, checkpoint_ns, *row.key, row.kind, row.pieces)
+def _values(thread_id: str, checkpoint_ns: str, rows: Sequence[ops.ValueRow]) -> Batch:
+    return Batch(SAVE_VALUE, [(thread_id, checkpoint_ns, *key, kind, pieces) for key, kind, pieces in rows], True)
 
 
 def holds(op: ops.Holds, d: Dialect) -> Statements[bool]:
-    text, checks, _ = held(op)
+    text, checks, _ = check_of(op)
     rows = yield Sql(" UNION ALL ".join([text] * len(checks)), [part for check in checks for part in check])
     return len(rows) == len(checks)
 
 
-def held(op: ops.Holds) -> Batch:
-    """A statement that finds something for each row of parameters, if storage holds what the op asks about."""
-    return Batch(HOLDS, [_value(op.thread_id, checkpoint_ns, row) for checkpoint_ns, row in op.values])
+def check_of(op: Likely[Any]) -> Batch:
+    """A statement that finds something for each row of parameters, if the op's answer is what it likely is."""
+    if isinstance(op, ops.NewPool):
+        return Batch(HAS_NO_POOL, [(op.thread_id,)])
+    assert isinstance(op, ops.Holds)
+    return Batch(HOLDS, [(op.thread_id, space, *key, kind, pieces) for space, (key, kind, pieces) in op.values])
 
 
 def save_chunks(op: ops.SaveChunks, d: Dialect) -> list[Batch]:
-    return [Batch(SAVE_CHUNK, [(op.pool, row.id, row.cipher, int(row.packed), row.data) for row in op.rows])]
+    return [_chunks(op.pool, op.rows)]
+
+
+def _chunks(pool: bytes, rows: Sequence[ops.ChunkRow]) -> Batch:
+    return Batch(SAVE_CHUNK, [(pool, row.id, row.cipher, int(row.packed), row.data) for row in rows])
 
 
 def save_writes(op: ops.SaveWrites, d: Dialect) -> list[Batch]:
@@ -169,7 +187,7 @@ def find_values(op: ops.FindValues, d: Dialect) -> Statements[list[ops.ValueRow]
         parameters += [d.listed({key.channel for key in op.keys}), d.listed({key.version for key in op.keys})]
     rows = yield Sql(select, parameters)
     found = [ops.ValueRow(ops.ValueKey(row[0], row[1]), row[2], row[3]) for row in rows]
-    return found if op.keys is None else [row for row in found if row.key in op.keys]
+    return found if op.keys is None or len(op.keys) <= FEW else [row for row in found if row.key in op.keys]
 
 
 def value_spaces(op: ops.ValueSpaces, d: Dialect) -> Statements[list[str]]:
@@ -260,7 +278,9 @@ def copy_thread(op: ops.CopyThread, d: Dialect) -> list[Batch]:
 
 CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.Pool: pool,
+    ops.NewPool: pool,
     ops.JoinPool: join_pool,
+    ops.SaveStep: save_step,
     ops.SaveCheckpoint: save_checkpoint,
     ops.SaveValues: save_values,
     ops.SaveChunks: save_chunks,

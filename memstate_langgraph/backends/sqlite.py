@@ -17,17 +17,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import aiosqlite
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.sql_checkpoints import held
-from memstate_langgraph.backends.sqlite_at_once import WRONG, asked_at_once, at_once, prepare as prepare_at_once
+from memstate_langgraph.backends.sql_checkpoints import check_of
+from memstate_langgraph.backends.sqlite_at_once import (
+    WRONG,
+    asked_at_once,
+    at_once,
+    compile_all,
+    prepare as prepare_at_once,
+)
 from memstate_langgraph.backends.statements import Batch, Statement, as_asking
 from memstate_langgraph.backends.threads import to_its_end
-from memstate_langgraph.checkpoint_ops import Holds
+from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindValues, FindWrites, ValueKey
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import Progress, abreast, check_progress, drive, pauses, tell
@@ -66,6 +72,17 @@ class SQLiteDriver:
     first: tuple[str, ...] = field(default=(), repr=False)  # may hold a key
 
 
+def _first_questions() -> Iterator[str]:
+    """What is asked to go on with a thread, of which nothing or the last checkpoint is known."""
+    checkpoint = FindCheckpoints("", "", limit=1)
+    for channels in (0, 1, 2, 3, 4):
+        values = FindValues("", "", frozenset([ValueKey(str(i), "") for i in range(channels)]))
+        known: list[ops.Op[Any]] = [values, FindWrites("", "", ("",))] if channels else []
+        asked = [next(as_asking(ANSWERS[type(op)](op, _DIALECT))) for op in (checkpoint, *known)]
+        if (one := asked_at_once(asked)) is not None:
+            yield one[0] if channels else asked[0].text
+
+
 class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
 
@@ -82,8 +99,11 @@ class _Transaction:
     """Answers what one plan asks.
 
     What it writes before its first question waits, and if it asks none, all of it is one statement, which needs no
-    BEGIN and no COMMIT. What it takes for granted (`Holds`) is no question: it is told yes, and that is checked with
-    the first thing that is asked, or in that one statement.
+    BEGIN and no COMMIT. What may be taken for granted (`Likely`) is no question: it is told so, and that is checked
+    with the first thing that is asked, or in that one statement.
+
+    `turn` is taken when the plan first asks or writes: what it works out before is in nobody's way, what it looks at
+    after that stays so until it ends.
 
     A class, for closures that know each other are a cycle, which only the garbage collector frees. No cursor is
     kept: one that outlived its statement would reset it when it is collected, under another's use.
@@ -95,32 +115,39 @@ class _Transaction:
         self._connection, self._work, self._guessing = connection, work, guessing
         self._asked = self._begun = False
         self._waiting: list[Batch] = []
-        self._guesses: list[Holds] = []
+        self._guesses: list[ops.Likely[Any]] = []
 
-    def run(self) -> Any:
+    def run(self, turn: threading.Lock) -> Any:
+        plan = self._work.start()
         try:
-            result = drive(self._work.start(), self._answer)
-            if not self._begun and (self._waiting or self._guesses):
-                self._write()
-            if self._begun:
-                self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+            question = next(plan)
+            while self._guessing and isinstance(question, ops.Likely):
+                self._guesses.append(question)
+                question = plan.send(question.likely)
+        except StopIteration as done:
+            if self._guesses:  # all that it asks: so it wants to know
+                raise _WrongGuess from done
+            return done.value
+        with turn:
+            try:
+                result = drive(plan, self._answer, question)
+                if not self._begun and self._waiting:
+                    self._write()
+                if self._begun:
+                    self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
         return result
 
     def _answer(self, op: ops.Op[Any]) -> Any:
-        kind = type(op)
-        if kind is Holds and self._guessing and not (self._waiting or self._begun):
-            self._guesses.append(op)  # type: ignore[arg-type]  # as its type says
-            return True
         if isinstance(op, ops.Together):
             if op.final and self._guessing and not self._work.write:
                 answers = [as_asking(ANSWERS[type(question)](question, _DIALECT)) for question in op.questions]
                 return drive(abreast(answers, _ask), self._execute_all)
             return [*map(self._answer, op.questions)]
-        answer = ANSWERS[kind](op, _DIALECT)
+        answer = ANSWERS[type(op)](op, _DIALECT)
         if isinstance(answer, list):
             return self._store(answer)
         return drive(answer, self._execute)
@@ -157,13 +184,13 @@ class _Transaction:
         self._connection.execute("BEGIN IMMEDIATE" if self._work.write else "BEGIN")
         self._begun = True
         for guess in self._guesses:
-            if not self._answer(guess):
+            if self._answer(guess) != guess.likely:
                 raise _WrongGuess
         self._store(self._waiting)
 
     def _write(self) -> None:
         """Write all that waits, in one statement if there is one for it."""
-        statement = at_once([*map(held, self._guesses), *self._waiting]) if self._waiting else None
+        statement = at_once([*map(check_of, self._guesses), *self._waiting])
         if statement is None:
             self._begin_asking()
             return
@@ -206,6 +233,7 @@ class SQLiteEngine:
         self.writer = self._open(writes=True)
         if not self.in_memory:
             self._readers.append(self._open())
+            compile_all(self._readers[0], _first_questions(), self._driver.module.Error)
 
     # --- opening
 
@@ -285,40 +313,40 @@ class SQLiteEngine:
 
     def attempt(self, work: Work[R]) -> R:
         """Run a plan once in a transaction; `_Contention` if another writer was in the way."""
+        if self._closed:
+            raise self._is_closed()
         if work.write or self.in_memory:
-            with self._lock:
-                self._refuse_if_closed()
-                return self._transact(self.writer, work)
-        self._refuse_if_closed()
+            if self._can_relax and not work.durable:
+                return self._relaxed(work)
+            return self._transact(self.writer, self._lock, work)
         connection = self._reader()
         try:
-            return self._transact(connection, work)
+            return self._transact(connection, threading.Lock(), work)  # nobody else wants a turn there
         finally:
             self._give_back(connection)
 
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise StorageClosed(f"{self.path}: the storage was closed")
+    def _is_closed(self) -> StorageClosed:
+        return StorageClosed(f"{self.path}: the storage was closed")
 
-    def _transact(self, connection: sqlite3.Connection, work: Work[R]) -> R:
-        try:
-            if work.durable or not work.write or not self._can_relax:
-                return self._guess_first(connection, work)
-            connection.execute("PRAGMA synchronous = NORMAL")
+    def _relaxed(self, work: Work[R]) -> R:
+        with self._lock:
             try:
-                return self._guess_first(connection, work)
-            finally:
-                connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+                self.writer.execute("PRAGMA synchronous = NORMAL")
+                try:
+                    return self._transact(self.writer, threading.Lock(), work)
+                finally:
+                    self.writer.execute(f"PRAGMA synchronous = {self._synchronous}")
+            except self._driver.module.Error as error:
+                raise self._ours(error) from error
+
+    def _transact(self, connection: sqlite3.Connection, turn: threading.Lock, work: Work[R]) -> R:
+        try:
+            try:
+                return cast("R", _Transaction(connection, work, True).run(turn))
+            except _WrongGuess:
+                return cast("R", _Transaction(connection, work, False).run(turn))
         except self._driver.module.Error as error:
             raise self._ours(error) from error
-
-    def _guess_first(self, connection: sqlite3.Connection, work: Work[R]) -> R:
-        result: R
-        try:
-            result = _Transaction(connection, work, True).run()
-        except _WrongGuess:
-            result = _Transaction(connection, work, False).run()
-        return result
 
     def _reader(self) -> sqlite3.Connection:
         with self._pool:
@@ -335,6 +363,8 @@ class SQLiteEngine:
 
     def _ours(self, error: Exception) -> Exception:
         """The driver's errors as ours, in this one place."""
+        if self._closed:  # while it waited for its turn
+            return self._is_closed()
         code = getattr(error, "sqlite_errorcode", 0)  # the driver's own complaints have none
         if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return _Contention(str(error))
@@ -355,7 +385,8 @@ class SQLiteEngine:
 
         def pragma(text: str) -> int:
             with self._lock:
-                self._refuse_if_closed()
+                if self._closed:
+                    raise self._is_closed()
                 try:
                     rows = self.writer.execute(f"PRAGMA {text}").fetchall()
                 except self._driver.module.Error as error:

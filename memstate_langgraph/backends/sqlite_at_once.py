@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -29,11 +29,19 @@ Shape = tuple[tuple[str, int], ...]
 _INSERTS = frozenset({texts.SAVE_VALUE, texts.SAVE_FIRST_WRITE, texts.SAVE_LAST_WRITE})
 _FEW = range(1, 5)
 """So many channels change in most steps."""
-_LARGE: tuple[Shape, ...] = (), ((texts.HOLDS, 1),), ((texts.HOLDS, 1), (texts.SAVE_CHUNK, 1))
-"""What comes before the rows of values if one of them is large, and shares bytes with its last version."""
+_LARGE: tuple[Shape, ...] = (
+    (),
+    ((texts.HOLDS, 1),),
+    ((texts.HOLDS, 1), (texts.SAVE_CHUNK, 1)),
+    ((texts.HAS_NO_POOL, 1), (texts.JOIN_POOL, 1), (texts.SAVE_CHUNK, 1)),
+)
+"""What comes before the rows of values if one of them is large: it shares bytes with its last version, or is the first
+of its thread.
+"""
 _SHAPES: tuple[Shape, ...] = (
     *((*large, (texts.SAVE_VALUE, values), (texts.SAVE_CHECKPOINT, 1)) for large in _LARGE for values in _FEW),
 )
+_CHECKS = texts.HOLDS, texts.HAS_NO_POOL
 
 
 def _width(shape: Shape) -> int:
@@ -63,7 +71,12 @@ def prepare(connection: sqlite3.Connection, error: type[Exception]) -> None:
         connection.execute(
             f"CREATE TEMP TRIGGER at_once_{view}_written INSTEAD OF INSERT ON at_once_{view} BEGIN {_body(shape)} END"
         )
-    for statement in _COMMON:
+    compile_all(connection, _COMMON, error)
+
+
+def compile_all(connection: sqlite3.Connection, statements: Iterable[str], error: type[Exception]) -> None:
+    """Have statements compiled before they are needed."""
+    for statement in statements:
         # Without its parameters it is refused, but compiled by then and kept. Where another process has made the tables
         # since this connection looked, it is not: then the first turn compiles it.
         with suppress(error):
@@ -76,7 +89,7 @@ def _body(shape: Shape) -> str:
 
 
 def _step(text: str) -> str:
-    return f"SELECT RAISE(ABORT, '{WRONG}') WHERE NOT EXISTS ({text}); " if text == texts.HOLDS else f"{text}; "
+    return f"SELECT RAISE(ABORT, '{WRONG}') WHERE NOT EXISTS ({text}); " if text in _CHECKS else f"{text}; "
 
 
 def at_once(batches: Sequence[Batch]) -> tuple[str, Sequence[Any]] | None:

@@ -9,12 +9,14 @@ import threading
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from memstate_langgraph import MemoryStore, MemoryStoreError, MemStateCheckpointer, ValidationFailed
-from tests.saver.helpers import META, checkpoint, config
+from tests.saver.helpers import META, checkpoint, config, forgetful
 
 
 def test_an_asked_checkpoint_comes_back_under_its_id(saver: MemStateCheckpointer) -> None:
@@ -186,3 +188,32 @@ def test_checkpoints_are_facts(saver: MemStateCheckpointer) -> None:
     (write,) = query("langgraph.write", session_id="t")
     assert (write.payload["task_id"], write.payload["channel"]) == ("task", "a")
     assert query(None) == []
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_message_that_decoding_changes_is_the_same_to_every_reader(saver: MemStateCheckpointer) -> None:
+    """A field was set to what validation turns into something else, of the first message of its shape and of others."""
+    messages: list[HumanMessage] = []
+    for i in range(1, 4):
+        messages.append(HumanMessage("hello"))
+        messages[-1].id = i  # type: ignore[assignment]  # that is what the test is about
+        versions: ChannelVersions = {"messages": str(i)}
+        saver.put(config(), checkpoint({"messages": list(messages)}, versions), META, versions)
+        for reader in (saver, saver, forgetful(saver)):
+            found = reader.get_tuple(config())
+            assert found is not None
+            assert [message.id for message in found.checkpoint["channel_values"]["messages"]] == ["1", "2", "3"][:i]
+
+
+def test_what_is_not_a_field_of_a_message_is_stored_when_it_changes(saver: MemStateCheckpointer) -> None:
+    messages = [HumanMessage("hello", id="1"), HumanMessage("bye", id="2")]
+    for i, mood in enumerate((None, "sad", "happy")):
+        assert messages[0].__pydantic_extra__ is not None
+        if mood is not None:
+            messages[0].__pydantic_extra__["mood"] = mood
+        versions: ChannelVersions = {"messages": str(i)}
+        saver.put(config(), checkpoint({"messages": messages}, versions), META, versions)
+        for reader in (saver, forgetful(saver)):
+            found = reader.get_tuple(config())
+            assert found is not None
+            assert found.checkpoint["channel_values"]["messages"][0].model_dump().get("mood") == mood

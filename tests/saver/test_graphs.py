@@ -140,13 +140,15 @@ def test_messages_come_back_as_messages_also_when_edited_and_removed(saver: MemS
     app = chat(saver)
     for i in range(30):
         app.invoke({"messages": [HumanMessage(f"question {i}", id=f"h{i}")]}, config())
-    app.update_state(config(), {"messages": [HumanMessage("edited", id="h3"), RemoveMessage(id="h5")]})
+    app.update_state(config(), {"messages": [HumanMessage("edited", id="h3")]})
+    assert chat(forgetful(saver)).get_state(config()).values["messages"][6].text == "edited"
+    app.update_state(config(), {"messages": [HumanMessage("and again", id="h3"), RemoveMessage(id="h5")]})
     messages = app.get_state(config()).values["messages"]
     assert len(messages) == 59
     assert isinstance(messages[0], HumanMessage)
     assert isinstance(messages[1], AIMessage)
-    assert messages[6].text == "edited"
+    assert messages[6].text == "and again"
     assert "h5" not in [message.id for message in messages]
     assert chat(forgetful(saver)).get_state(config()).values["messages"] == messages
     lengths = [len(one.values.get("messages", ())) for one in app.get_state_history(config())]
-    assert lengths[:3] == [59, 60, 59]
+    assert lengths[:3] == [59, 60, 60]
