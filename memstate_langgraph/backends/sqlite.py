@@ -78,9 +78,12 @@ def _first_questions() -> Iterator[str]:
     for channels in (0, 1, 2, 3, 4):
         values = FindValues("", "", frozenset([ValueKey(str(i), "") for i in range(channels)]))
         known: list[ops.Op[Any]] = [values, FindWrites("", "", ("",))] if channels else []
-        asked = [next(as_asking(ANSWERS[type(op)](op, _DIALECT))) for op in (checkpoint, *known)]
-        if (one := asked_at_once(asked)) is not None:
-            yield one[0] if channels else asked[0].text
+        asked = [next(as_asking(ANSWERS[type(op)](op, _DIALECT)), None) for op in (checkpoint, *known)]
+        questions = [question for question in asked if question is not None]  # a backend may answer in its own way
+        if not known:
+            yield from [question.text for question in questions]
+        elif (one := asked_at_once(questions)) is not None:
+            yield one[0]
 
 
 class _Contention(Exception):
