@@ -85,9 +85,9 @@ class Damaged(Exception):
 def pack_pieces(pieces: Pieces) -> bytes:
     """The list as stored; behind what it keeps itself comes a checksum of that, as nobody else would miss a bit."""
     items: list[Any] = [*map(_reference_of, pieces)]
-    at = 0
+    at = -1
     for piece in filterfalse(_chunk_of, pieces):  # one or two, of many
-        at = pieces.index(piece, at)
+        at = pieces.index(piece, at + 1)
         items[at] = piece.inline
     kept = b"".join(map(_inline_of, pieces))
     if kept:

@@ -222,6 +222,7 @@ MUTANTS = [
     Mutant("encrypted chunks are named by content", "chunks.py", "        if self._cipher is not None:\n            return lambda _", "        if False:\n            return lambda _", STORED + "::test_encryption_hides_values_and_still_shares_them"),
     Mutant("a reader trusts its memory of a channel", "checkpoints.py", "known is not None and known.row == row:", "known is not None:", CALLS + "::test_a_value_stays_as_its_version_said"),
     Mutant("what a list of pieces keeps is not verified", "chunks.py", "    if checksum is not None and checksum", "    if False and checksum", STORED + "::test_damage_is_an_error_never_a_wrong_state"),
+    Mutant("of equal pieces in a list one is kept", "chunks.py", "pieces.index(piece, at + 1)", "pieces.index(piece, max(at, 0))", "tests/test_chunks.py::test_pieces_are_stored_and_read_also_when_some_are_the_same"),
     Mutant("what waited in a list of pieces is lost", "chunks.py", "        start -= same.pop().size", "        same.pop()", "tests/test_chunks.py::test_pieces_are_the_value"),
     Mutant("a copied thread leaves its chunks behind", "checkpoints.py", "    if pool is not None:\n        yield from JoinPool(target, pool)\n", "", STORED + "::test_a_copy_outlives_its_source"),
     Mutant("on PostgreSQL a checkpoint takes its turn when it commits", "backends/postgres_engine.py", "            if isinstance(op, checkpoint_ops.SaveCheckpoint) and transaction.locking:", "            if False:", "tests/postgres/test_faults.py::test_a_checkpoint_takes_its_turn_when_it_is_saved"),

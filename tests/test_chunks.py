@@ -12,6 +12,7 @@ from memstate_langgraph.chunks import (
     CHUNK,
     PIECES,
     Damaged,
+    Piece,
     Stored,
     cut,
     join,
@@ -80,6 +81,12 @@ def test_what_is_appended_costs_itself() -> None:
         assert join(pieces, held) == value
         base = Stored("", value, pieces, packed, b"pool")
     assert stored < 400 * 300 * 7  # its bytes about three times, and a list of pieces a version
+
+
+def test_pieces_are_stored_and_read_also_when_some_are_the_same() -> None:
+    same, other = Piece(None, 0, 2, b"ab"), Piece(b"chunk", 3, 4)
+    for pieces in ((same, other, same), (same, same), (other, same, other, same, same), (other,), ()):
+        assert unpack_pieces(pack_pieces(pieces)) == pieces
 
 
 def test_a_bit_of_what_a_list_keeps_is_missed() -> None:
