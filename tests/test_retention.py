@@ -33,7 +33,7 @@ from memstate_langgraph import (
     retention,
 )
 from memstate_langgraph.backends.sql import find_statement
-from memstate_langgraph.backends.sqlite import _DIALECT
+from memstate_langgraph.backends.sqlite_transaction import _DIALECT
 from memstate_langgraph.facts import Query
 from memstate_langgraph.run import perform
 from tests.children import in_child

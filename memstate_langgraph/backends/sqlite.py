@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,22 +21,12 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import aiosqlite
 
-from memstate_langgraph import ops
-from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.sql_checkpoints import check_of
-from memstate_langgraph.backends.sqlite_at_once import (
-    WRONG,
-    asked_at_once,
-    at_once,
-    compile_all,
-    prepare as prepare_at_once,
-)
-from memstate_langgraph.backends.statements import Batch, Statement, as_asking
+from memstate_langgraph.backends.sqlite_at_once import compile_all, prepare as prepare_at_once
+from memstate_langgraph.backends.sqlite_transaction import Transaction, WrongGuess, first_questions
 from memstate_langgraph.backends.threads import to_its_end
-from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindValues, FindWrites, ValueKey
 from memstate_langgraph.errors import StorageBusy, StorageClosed, StorageError, ValidationFailed
 from memstate_langgraph.ops import Work
-from memstate_langgraph.run import Progress, abreast, check_progress, drive, pauses, tell
+from memstate_langgraph.run import Progress, check_progress, pauses, tell
 
 R = TypeVar("R")
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -46,20 +36,6 @@ SCHEMA_VERSION = 2
 MEMORY = ":memory:"
 PAGES_AT_ONCE = 256
 """How many pages a step of `vacuum` moves; other writers come in between steps."""
-
-
-class _Dialect:
-    def among(self, column: str) -> str:
-        return f"{column} IN (SELECT value FROM json_each(?))"
-
-    def rows(self, alias: str) -> str:
-        return f"json_each(?) AS {alias}"
-
-    def listed(self, values: Iterable[Any]) -> str:
-        return json_text(list(values))
-
-
-_DIALECT = _Dialect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,138 +48,8 @@ class SQLiteDriver:
     first: tuple[str, ...] = field(default=(), repr=False)  # may hold a key
 
 
-def _first_questions() -> Iterator[str]:
-    """What is asked to go on with a thread, of which nothing or the last checkpoint is known."""
-    checkpoint = FindCheckpoints("", "", limit=1)
-    for channels in (0, 1, 2, 3, 4):
-        values = FindValues("", "", frozenset([ValueKey(str(i), "") for i in range(channels)]))
-        known: list[ops.Op[Any]] = [values, FindWrites("", "", ("",))] if channels else []
-        asked = [next(as_asking(ANSWERS[type(op)](op, _DIALECT)), None) for op in (checkpoint, *known)]
-        questions = [question for question in asked if question is not None]  # a backend may answer in its own way
-        if not known:
-            yield from [question.text for question in questions]
-        elif (one := asked_at_once(questions)) is not None:
-            yield one[0]
-
-
 class _Contention(Exception):
     """Another writer was there; the plan may begin again."""
-
-
-class _WrongGuess(Exception):
-    """What a plan was told before it was asked for is not so; it begins again."""
-
-
-def _ask(statements: list[Statement]) -> Generator[list[Statement], list[Any], list[Any]]:
-    return (yield statements)
-
-
-class _Transaction:
-    """Answers what one plan asks.
-
-    What it writes before its first question waits, and if it asks none, all of it is one statement, which needs no
-    BEGIN and no COMMIT. What may be taken for granted (`Likely`) is no question: it is told so, and that is checked
-    with the first thing that is asked, or in that one statement.
-
-    `turn` is taken when the plan first asks or writes: what it works out before is in nobody's way, what it looks at
-    after that stays so until it ends.
-
-    A class, for closures that know each other are a cycle, which only the garbage collector frees. No cursor is
-    kept: one that outlived its statement would reset it when it is collected, under another's use.
-    """
-
-    __slots__ = ("_asked", "_begun", "_connection", "_guesses", "_guessing", "_waiting", "_work")
-
-    def __init__(self, connection: sqlite3.Connection, work: Work[Any], guessing: bool) -> None:
-        self._connection, self._work, self._guessing = connection, work, guessing
-        self._asked = self._begun = False
-        self._waiting: list[Batch] = []
-        self._guesses: list[ops.Likely[Any]] = []
-
-    def run(self, turn: threading.Lock) -> Any:
-        plan = self._work.start()
-        try:
-            question = next(plan)
-            while self._guessing and isinstance(question, ops.Likely):
-                self._guesses.append(question)
-                question = plan.send(question.likely)
-        except StopIteration as done:
-            if self._guesses:  # all that it asks: so it wants to know
-                raise _WrongGuess from done
-            return done.value
-        with turn:
-            try:
-                result = drive(plan, self._answer, question)
-                if not self._begun and self._waiting:
-                    self._write()
-                if self._begun:
-                    self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-        return result
-
-    def _answer(self, op: ops.Op[Any]) -> Any:
-        if isinstance(op, ops.Together):
-            if op.final and self._guessing and not self._work.write:
-                answers = [as_asking(ANSWERS[type(question)](question, _DIALECT)) for question in op.questions]
-                return drive(abreast(answers, _ask), self._execute_all)
-            return [*map(self._answer, op.questions)]
-        answer = ANSWERS[type(op)](op, _DIALECT)
-        if isinstance(answer, list):
-            return self._store(answer)
-        return drive(answer, self._execute)
-
-    def _execute(self, statement: Statement) -> Any:
-        if isinstance(statement, Batch):
-            return self._store([statement])
-        if not self._begun:
-            self._begin_asking()
-        return self._connection.execute(statement.text, statement.parameters).fetchall()
-
-    def _execute_all(self, statements: list[Statement]) -> list[Any]:
-        """In one statement, which needs no BEGIN and no COMMIT, if they are the first and there is one for them."""
-        if self._asked or self._begun or (one := asked_at_once(statements)) is None:
-            return [*map(self._execute, statements)]
-        self._asked = True
-        text, parameters, widths = one
-        answers: list[list[Any]] = [[] for _ in statements]
-        for row in self._connection.execute(text, parameters).fetchall():
-            position = row[0]
-            answers[position].append(row[1 : widths[position] + 1])
-        return answers
-
-    def _store(self, batches: list[Batch]) -> None:
-        if not self._begun:
-            self._waiting += batches
-            return
-        for batch in batches:
-            self._connection.executemany(batch.text, batch.rows)
-
-    def _begin_asking(self) -> None:
-        if self._asked:
-            raise _WrongGuess
-        self._connection.execute("BEGIN IMMEDIATE" if self._work.write else "BEGIN")
-        self._begun = True
-        for guess in self._guesses:
-            if self._answer(guess) != guess.likely:
-                raise _WrongGuess
-        self._store(self._waiting)
-
-    def _write(self) -> None:
-        """Write all that waits, in one statement if there is one for it."""
-        statement = at_once([*map(check_of, self._guesses), *self._waiting])
-        if statement is None:
-            self._begin_asking()
-            return
-        try:
-            # not `execute`, which lets go of Python's lock once more, to ask for the row id that no row here has
-            self._connection.executemany(statement[0], (statement[1],))
-        except Exception as error:
-            if str(error) == WRONG:
-                raise _WrongGuess from error
-            raise
 
 
 class SQLiteEngine:
@@ -236,7 +82,7 @@ class SQLiteEngine:
         self.writer = self._open(writes=True)
         if not self.in_memory:
             self._readers.append(self._open())
-            compile_all(self._readers[0], _first_questions(), self._driver.module.Error)
+            compile_all(self._readers[0], first_questions(), self._driver.module.Error)
 
     # --- opening
 
@@ -345,9 +191,9 @@ class SQLiteEngine:
     def _transact(self, connection: sqlite3.Connection, turn: threading.Lock, work: Work[R]) -> R:
         try:
             try:
-                return cast("R", _Transaction(connection, work, True).run(turn))
-            except _WrongGuess:
-                return cast("R", _Transaction(connection, work, False).run(turn))
+                return cast("R", Transaction(connection, work, True).run(turn))
+            except WrongGuess:
+                return cast("R", Transaction(connection, work, False).run(turn))
         except self._driver.module.Error as error:
             raise self._ours(error) from error
 
