@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from memstate_langgraph import (
     Constraint,
     MemoryStore,
     MemStateCheckpointer,
+    PostgresStorage,
     RedisStorage,
     ValidationFailed,
 )
@@ -202,3 +204,31 @@ def test_a_forgotten_close_neither_hangs_nor_shouts(storage: str, where: Callabl
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forgotten_pool_may_end_in_a_thread_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shouts: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", shouts.append)
+    storage = PostgresStorage(postgres_url(), schema=schema_of(tmp_path))
+    pool = storage._server.pool()
+    threads = [*pool._workers, pool._sched_runner]
+    forgotten = threading.Event()
+
+    class Passing:
+        """Holds the pool for a while, as the pool's own tasks do."""
+
+        def __init__(self, pool: object) -> None:
+            self.pool = pool
+
+        def run(self) -> None:
+            forgotten.wait(30)
+            del self.pool
+
+    pool.run_task(Passing(pool))
+    del storage, pool
+    forgotten.set()
+    for thread in threads:
+        assert thread is not None
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads if thread)
+    assert not shouts

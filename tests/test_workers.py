@@ -51,7 +51,8 @@ def test_eight_processes_contest_and_some_are_killed(durable: Place, tmp_path: P
         memory = opened(durable, tmp_path)
         wait_until(lambda: len(memory.log(limit=200)) == 200)
         for victim in range(4):
-            os.kill(workers[victim].pid or 0, signal.SIGKILL)
+            workers[victim].kill()
+            workers[victim].join(30)
             at = memory.log(limit=1)[0].seq
             wait_until(lambda at=at: memory.log(limit=1)[0].seq > at + 40)  # type: ignore[misc]
             assert memory.verify().ok, "a long reading ends while others write"

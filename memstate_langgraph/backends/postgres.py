@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -32,6 +33,13 @@ AnyPool = ConnectionPool[Any] | AsyncConnectionPool[Any]
 
 CONNECT_TIMEOUT = 10
 """Seconds; a URL may say otherwise."""
+
+
+class _Pool(ConnectionPool[Any]):
+    def __del__(self) -> None:
+        """If nobody closed it, one of its own threads may be the last to hold it, and cannot wait for itself to end."""
+        with suppress(RuntimeError):  # they were all told to end before that
+            super().__del__()
 
 
 class _Server(Server):
@@ -73,7 +81,7 @@ class _Server(Server):
         return pool
 
     def made(self) -> ConnectionPool[Any]:
-        return ConnectionPool(self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True)
+        return _Pool(self.conninfo, kwargs=self.kwargs, min_size=1, max_size=self.pool_size, open=True)
 
     def end(self, pool: ConnectionPool[Any]) -> None:
         pool.close()
