@@ -162,6 +162,17 @@ class ThreadRow(NamedTuple):
 
 
 @unchanging
+class Stands(Op[bool]):
+    """Whether the last checkpoint of a thread and namespace is this one, without pending writes, and its channels have
+    just these values; those that are `empty` have none. A storage may say no without looking.
+    """
+
+    row: CheckpointRow
+    values: tuple[ValueRow, ...]
+    empty: tuple[ValueKey, ...]
+
+
+@unchanging
 class ListThreads(Op[list[ThreadRow]]):
     """All threads by the id of their last checkpoint."""
 

@@ -40,6 +40,7 @@ from memstate_langgraph.checkpoint_ops import (
     SaveChunks,
     SaveStep,
     SaveWrites,
+    Stands,
     ValueKey,
     ValueRow,
     ValueSpaces,
@@ -112,8 +113,18 @@ class Loaded:
     writes: list[WriteRow]
     large: dict[bytes, bytes]
     """The bytes of large writes, by their pieces."""
-    fresh: list[Latest]
-    """Values that were fetched with it, for `Recent`; of it, or of others that were read with it."""
+    fresh: list[Latest] | None
+    """Values that were fetched with it, for `Recent`, of it, or of others that were read with it; None if it is as it
+    was known.
+    """
+
+    def small(self) -> list[ValueRow]:
+        """Its values that are in no chunks, as they are stored."""
+        return [
+            ValueRow(ValueKey(channel, self.versions[channel]), value.kind, value.packed)
+            for channel, value in self.values.items()
+            if not value.pool
+        ]
 
 
 # --- writing
@@ -201,7 +212,7 @@ def find(question: FindCheckpoints, lens: Lens, recent: Recent, codec: Codec) ->
     head = None
     if question.limit == 1 and question.before is None and question.after is None:
         head = recent.head(question.thread_id, question.checkpoint_ns)
-    if head is not None and question.checkpoint_id in (None, head.checkpoint_id):
+    if head is not None and question.checkpoint_id in (None, head.row.place.checkpoint_id):
         return (yield from _load_head(question, head, lens, recent, codec))
     rows = yield from question
     return (yield from _load(rows, lens, recent, codec))
@@ -211,13 +222,22 @@ def _load_head(question: FindCheckpoints, head: Head, lens: Lens, recent: Recent
     """A checkpoint that is likely the one we know: all that belongs to that one is asked for with it."""
     thread_id, checkpoint_ns = str(question.thread_id), str(question.checkpoint_ns)
     versions = lens.texts(head.versions)
+    if not head.pending:
+        known, small, empty = recent.at(head, versions)
+        rows = [*[one.row for one in known.values()], *small]
+        if (yield Stands(head.row, tuple(rows), tuple(empty))):
+            held = {channel: one.value for channel, one in known.items()}
+            if small:
+                more, _ = yield from _values(head.row.place, small, recent, codec)
+                held.update({key.channel: value for key, value in more.items() if value.kind})
+            return [Loaded(head.row, lens.body(head.row), versions, held, [], {}, None)]
     values = FindValues(thread_id, checkpoint_ns, frozenset(starmap(ValueKey, versions.items())))
-    pending = FindWrites(thread_id, checkpoint_ns, (head.checkpoint_id,))
+    pending = FindWrites(thread_id, checkpoint_ns, (head.row.place.checkpoint_id,))
     rows, *belongings = yield from Together((question, values, pending), final=True)
     if not rows:
         return []
     (row,) = rows
-    is_known = row.place.checkpoint_id == head.checkpoint_id and lens.versions(row) == versions
+    is_known = row.place == head.row.place and lens.versions(row) == versions
     return (yield from _load_namespace(rows, lens, recent, codec, None, belongings if is_known else None))
 
 

@@ -24,7 +24,7 @@ import ormsgpack
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from memstate_langgraph.checkpoint_ops import ChunkRow, Place, ValueRow
+from memstate_langgraph.checkpoint_ops import CheckpointRow, ChunkRow, Place, ValueKey, ValueRow
 from memstate_langgraph.graph import SEPARATOR
 from memstate_langgraph.packing import pack, unpack
 
@@ -456,8 +456,12 @@ class Latest(NamedTuple):
 class Head(NamedTuple):
     """The checkpoint that a thread likely goes on from, and the versions of its channels, as they are or as text."""
 
-    checkpoint_id: str
+    row: CheckpointRow
     versions: Mapping[str, Any]
+    small: Mapping[str, ValueRow]
+    """Of each channel the last value that we know, if it is in no chunks."""
+    pending: bool
+    """Whether it had pending writes."""
 
 
 class Recent:
@@ -478,6 +482,23 @@ class Recent:
 
     def head(self, thread_id: str | None, checkpoint_ns: str | None) -> Head | None:
         return None if thread_id is None or checkpoint_ns is None else self._heads.get((thread_id, checkpoint_ns))
+
+    def at(self, head: Head, versions: Mapping[str, str]) -> tuple[dict[str, Latest], list[ValueRow], list[ValueKey]]:
+        """The values at these versions that we know: in chunks, and others; and those that we do not."""
+        thread_id, checkpoint_ns, _ = head.row.place
+        known, small, unknown = dict[str, Latest](), list[ValueRow](), list[ValueKey]()
+        with self._lock:
+            for key in map(ValueKey._make, versions.items()):
+                row = head.small.get(key.channel)
+                if row is not None and row.key == key:
+                    small.append(row)
+                    continue
+                latest = self._known.get(Spot(thread_id, checkpoint_ns, key.channel))
+                if latest is not None and latest.row.key == key:
+                    known[key.channel] = latest
+                else:
+                    unknown.append(key)
+        return known, small, unknown
 
     def knows_nothing_of(self, place: Place) -> bool:
         """Whether no value is known of a graph in a thread and of those around it, as of a thread that is new."""
@@ -514,20 +535,35 @@ class Recent:
             self._known.move_to_end(spot)
         return known
 
-    def keep(self, values: Sequence[Latest], place: Place, versions: Mapping[str, Any]) -> None:
-        """A checkpoint and values that were new with it, after the transaction that stored or read them."""
-        graph = place[:2]
+    def keep(
+        self,
+        row: CheckpointRow,
+        versions: Mapping[str, Any],
+        values: Sequence[Latest],
+        small: Sequence[ValueRow] = (),
+        *,
+        pending: bool = False,
+    ) -> None:
+        """A checkpoint and values that were new with it, after the transaction that stored or read them.
+
+        `small` are in no chunks. `pending` says whether it has pending writes.
+        """
+        graph = row.place[:2]
         with self._lock:
-            if len(self._heads) >= self._most_heads:
+            before = self._heads.get(graph)
+            if before is None and len(self._heads) >= self._most_heads:
                 self._heads.clear()  # each is soon known again
-            self._heads[graph] = Head(place.checkpoint_id, versions)
+            inline = {} if before is None else before.small
+            if small:
+                inline = {**inline, **{value.key.channel: value for value in small}}
+            self._heads[graph] = Head(row, versions, inline, pending)
             for latest in values:
                 spot, size = latest.spot, len(latest.value.data)
                 known = self._known.pop(spot, None)
                 self._known[spot] = latest
                 self._size += size - (0 if known is None else len(known.value.data))
-                largest = self._known.get(self._largest.get(graph, spot))
-                if largest is None or size >= len(largest.value.data):
+                largest = self._largest.get(graph)
+                if largest != spot and (largest is None or size >= len(self._known[largest].value.data)):
                     self._largest[graph] = spot
             while self._size > self._bound and self._known:
                 self._drop(next(iter(self._known)))

@@ -333,13 +333,12 @@ def _same(by_hand: Frozen, decoded: Any) -> bool:
 
 @dataclass(slots=True)
 class _Kept:
-    """A value's bytes, of a list without their header and with where each item ends; the value once it is needed."""
+    """A value's bytes, of a list without their header; the value once it is needed."""
 
     serde: SerializerProtocol
     body: bytes
     value: Any
     count: int | None
-    ends: list[int] | None = None
     packed: bytes | None = None
     """The fields of its messages, as `_packed` gives them."""
 
@@ -441,33 +440,35 @@ class Pristine:
         ):
             return serde.dumps_typed(value)
         kept, thawer = self._known(spot, serde)
-        same, head, ends, unchanged = 0, b"", list[int](), list[Any]()
         packed = _packed(value)
-        if kept is not None and kept.count is not None:
-            known = _ends(kept.body, kept.count) if kept.ends is None else kept.ends
-            if known is not None:
-                before = kept.value if type(kept.value) is list else self._frozen_list(kept, thawer)
-                if kept.packed is None:
-                    kept.packed = _packed_before(before)
-                if packed and kept.packed and packed.startswith(kept.packed) and _are_like(value[: kept.count], before):
-                    same = kept.count
-                else:
-                    same = count_unchanged(value, before)
-                head, ends = kept.body[: known[same - 1] if same else 0], known[:same]
-                unchanged = before[:same]
-        kind, tail = serde.dumps_typed(value[same:])
+        same, head = (list[Any](), b"") if kept is None else self._unchanged(kept, thawer, value, packed)
+        new = value[len(same) :]
+        kind, tail = serde.dumps_typed(new)
         if kind != "msgpack":
             return serde.dumps_typed(value)
-        count, start = _array(tail)
+        body = head + tail[_array(tail)[1] :]
+        data = _header(len(value)) + body
         try:
-            fresh = thawer.frozen(value[same:], tail)
+            fresh = thawer.frozen(new, tail)
         except Unfreezable:
-            return kind, _header(len(value)) + head + tail[start:]
-        body = head + tail[start:]
-        more = _ends(tail[start:], count or 0)
-        all_ends = None if more is None else ends + [len(head) + end for end in more]
-        self._keep(spot, _Kept(serde, body, unchanged + fresh, len(value), all_ends, packed))
-        return kind, _header(len(value)) + body
+            return kind, data
+        self._keep(spot, _Kept(serde, body, same + fresh, len(value), packed))
+        return kind, data
+
+    def _unchanged(
+        self, kept: _Kept, thawer: Thawer, messages: list[Any], packed: bytes | None
+    ) -> tuple[list[Any], bytes]:
+        """The messages at the head that are still what was kept, frozen, and their bytes."""
+        if kept.count is None:
+            return [], b""
+        before = kept.value if type(kept.value) is list else self._frozen_list(kept, thawer)
+        if kept.packed is None:
+            kept.packed = _packed_before(before)
+        if packed and kept.packed and packed.startswith(kept.packed) and _are_like(messages[: kept.count], before):
+            return before, kept.body
+        same = count_unchanged(messages, before)
+        ends = _ends(kept.body, same)
+        return (before[:same], kept.body[: ends[-1]]) if ends else ([], b"")
 
     def _frozen_list(self, kept: _Kept, thawer: Thawer) -> list[Any]:
         try:

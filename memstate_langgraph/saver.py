@@ -7,7 +7,7 @@ import random
 from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -195,14 +195,14 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
         )
         plan = partial(checkpoints.put, row, whole, large, self._recent, codec)
         event = landing.Saved(place, parent_id, config.get("configurable") or {})
-        return _Put(place, dict(checkpoint["channel_versions"]), self._landing(plan, event))
+        return _Put(row, dict(checkpoint["channel_versions"]), whole, self._landing(plan, event))
 
     def _landing(self, start: Callable[[], Plan[R]], event: landing.Event) -> Flow[R] | Hopeful[R]:
         return landing.land_with(start, event, self._identity)
 
     def _stored(self, made: _Put, values: list[Latest]) -> RunnableConfig:
-        self._recent.keep(values, made.place, made.versions)
-        return config_of(made.place)
+        self._recent.keep(made.row, made.versions, values, made.whole)
+        return config_of(made.row.place)
 
     def put_writes(
         self,
@@ -277,7 +277,8 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
             return None
         loaded = found[0]
         made = self._tuple(loaded)
-        self._recent.keep(loaded.fresh, loaded.row.place, loaded.versions)
+        if loaded.fresh is not None:
+            self._recent.keep(loaded.row, loaded.versions, loaded.fresh, loaded.small(), pending=bool(loaded.writes))
         # an asked checkpoint comes back under the config that asked for it, as LangGraph's own savers do
         return made._replace(config=config) if get_checkpoint_id(config) else made
 
@@ -595,19 +596,32 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
 
 
 class _Put(NamedTuple):
-    place: Place
+    row: CheckpointRow
     versions: Mapping[str, Any]
+    whole: Sequence[ValueRow]
     flow: Flow[list[Latest]] | Hopeful[list[Latest]]
 
 
 def _metadata_of(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    found = config.get("metadata")
-    if isinstance(cast("object", found), ChainMap):  # of which each item takes several calls of Python
+    given: Mapping[str, Any] = config.get("metadata") or {}
+    if isinstance(given, ChainMap):  # of which each item takes several calls of Python
         flat: dict[str, Any] = {}
-        for layer in reversed(cast("ChainMap[str, Any]", found).maps):
+        for layer in reversed(given.maps):
             flat.update(layer)
-        config = {"metadata": flat, "configurable": config.get("configurable") or {}}
-    return get_checkpoint_metadata(config, metadata)
+        given = flat
+    return get_checkpoint_metadata(
+        {"metadata": _telling(given), "configurable": _telling(config.get("configurable") or {})}, metadata
+    )
+
+
+def _telling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config goes into a checkpoint's metadata: mostly nothing."""
+    return {key: given[key] for key in _telling_keys(tuple(given))}
+
+
+@lru_cache
+def _telling_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(get_checkpoint_metadata({"metadata": dict.fromkeys(keys, "")}, {}))
 
 
 def _undoing(place: Place, expected: Preview | None = None) -> Rollback:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from memstate_langgraph import checkpoint_ops as ops
@@ -93,6 +95,40 @@ def check_of(op: Likely[Any]) -> Batch:
         return Batch(HAS_NO_POOL, [(op.thread_id,)])
     assert isinstance(op, ops.Holds)
     return Batch(HOLDS, [(op.thread_id, space, *key, kind, pieces) for space, (key, kind, pieces) in op.values])
+
+
+def stands(op: ops.Stands, d: Dialect) -> Statements[bool]:
+    """No: a server would be asked once more to save less than that. SQLite has `check_of_head`."""
+    return False
+    yield
+
+
+def check_of_head(op: ops.Stands) -> Sql:
+    """A statement that finds something if it stands."""
+    row = op.row
+    return Sql(
+        _stands(len(op.values), len(op.empty)),
+        [
+            *row.place,
+            *row[1:7],
+            *chain.from_iterable([(*key, kind, pieces) for key, kind, pieces in op.values]),
+            *chain.from_iterable(op.empty),
+        ],
+    )
+
+
+@lru_cache
+def _stands(values: int, empty: int) -> str:
+    place = "thread_id = c.thread_id AND checkpoint_ns = c.checkpoint_ns"
+    value = f"EXISTS (SELECT 1 FROM channel_values WHERE {place} AND channel = ? AND version = ?"
+    return (
+        "SELECT 1 FROM checkpoints c WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? "
+        "AND parent_id IS ? AND run_id IS ? AND kind = ? AND body = ? AND metadata_kind = ? AND metadata = ? "
+        f"AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE {place} AND checkpoint_id > c.checkpoint_id) "
+        f"AND NOT EXISTS (SELECT 1 FROM writes WHERE {place} AND checkpoint_id = c.checkpoint_id)"
+        + f" AND {value} AND kind = ? AND pieces = ?)" * values
+        + f" AND NOT {value})" * empty
+    )
 
 
 def save_chunks(op: ops.SaveChunks, d: Dialect) -> list[Batch]:
@@ -291,6 +327,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.Holds: holds,
+    ops.Stands: stands,
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,

@@ -9,12 +9,15 @@ from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.sql_checkpoints import check_of
+from memstate_langgraph.backends.sql_checkpoints import check_of, check_of_head
 from memstate_langgraph.backends.sqlite_at_once import WRONG, asked_at_once, at_once
 from memstate_langgraph.backends.statements import Batch, Statement, as_asking
-from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindValues, FindWrites, ValueKey
+from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindValues, FindWrites, Stands, ValueKey
 from memstate_langgraph.ops import Work
 from memstate_langgraph.run import abreast, drive
+
+MOST_CHANNELS = 32
+"""Of a checkpoint that is looked at as a whole, each channel being a condition of one statement."""
 
 
 class _Dialect:
@@ -91,10 +94,22 @@ class Transaction:
                 answers = [as_asking(ANSWERS[type(question)](question, _DIALECT)) for question in op.questions]
                 return drive(abreast(answers, _ask), self._execute_all)
             return [*map(self._answer, op.questions)]
+        if isinstance(op, Stands):
+            return self._stands(op)
         answer = ANSWERS[type(op)](op, _DIALECT)
         if isinstance(answer, list):
             return self._store(answer)
         return drive(answer, self._execute)
+
+    def _stands(self, op: Stands) -> bool:
+        """Asked in one statement, which needs no transaction. Nobody relies on a no."""
+        if not self._guessing or self._asked or self._begun or self._work.write:
+            return False
+        if len(op.values) + len(op.empty) > MOST_CHANNELS:
+            return False
+        text, parameters = check_of_head(op)
+        self._asked = bool(self._connection.execute(text, parameters).fetchall())
+        return self._asked
 
     def _execute(self, statement: Statement) -> Any:
         if isinstance(statement, Batch):

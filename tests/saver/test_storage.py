@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,58 @@ def test_a_plan_that_begins_again_reads_what_is_there_by_then(saver: MemStateChe
         forgetful(saver).put(config(), again, META, versions)
         (found,) = saver._storage.run(work)
         assert {channel: saver._codec.loads(of.kind, of.data) for channel, of in found.values.items()} == values
+
+
+def _is_newer(other: MemStateCheckpointer, at: RunnableConfig) -> None:
+    other.put(at, checkpoint(), META, {})
+
+
+def _has_writes(other: MemStateCheckpointer, at: RunnableConfig) -> None:
+    other.put_writes(at, [("small", 3)], "task")
+
+
+def _is_stored_again(other: MemStateCheckpointer, at: RunnableConfig, **to: Any) -> None:
+    found = other.get_tuple(at)
+    assert found is not None
+    held = {**found.checkpoint["channel_values"], **to}
+    versions = found.checkpoint["channel_versions"]
+    new: ChannelVersions = {channel: versions[channel] for channel in to}
+    metadata = found.metadata if to else {**found.metadata, "step": 7}
+    other.put(found.parent_config or config(), {**found.checkpoint, "channel_values": held}, metadata, new)
+
+
+def _was_deleted(other: MemStateCheckpointer, at: RunnableConfig) -> None:
+    other.delete_thread("t")
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        _is_newer,
+        _has_writes,
+        _is_stored_again,
+        partial(_is_stored_again, small=3),
+        partial(_is_stored_again, text="other " * 500),
+        partial(_is_stored_again, empty="not any more"),
+        _was_deleted,
+    ],
+    ids=["newer", "writes", "metadata", "small", "large", "empty", "deleted"],
+)
+def test_what_another_did_to_the_last_checkpoint_is_seen(
+    saver: MemStateCheckpointer, happens: Callable[[MemStateCheckpointer, RunnableConfig], None]
+) -> None:
+    versions: ChannelVersions = {"small": "1", "text": "1", "empty": "1"}
+    saver.put(config(), checkpoint({"small": 2, "text": "long " * 500}, versions), META, versions)
+    for reader in (saver, forgetful(saver)):  # one that stored it, and one that read it
+        known = reader.get_tuple(config())
+        assert known is not None
+        assert reader.get_tuple(config()) == known == forgetful(saver).get_tuple(config())
+        happens(forgetful(saver), known.config)
+        seen = reader.get_tuple(config())
+        assert seen == forgetful(saver).get_tuple(config())
+        assert seen != known or reader is not saver
+        if seen is None:
+            break
 
 
 def _holds(*values: tuple[str, ops.ValueRow]) -> Plan[bool]:
