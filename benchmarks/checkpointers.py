@@ -1,9 +1,10 @@
 """Checkpointers side by side: `python -m benchmarks.checkpointers [--turns 25 100 400 1000]`.
 
-All savers run in one process, on files in one temporary folder, with the same `synchronous` setting. A turn is one
+All savers run in the same process, on files in one temporary folder, with the same `synchronous` setting. A turn is one
 `invoke` of a graph with plain `add_messages`: a question and an answer of about 250 characters each. Short chats are
 over before the machine has warmed to them, so they are held in several rounds, the savers in turns, and medians are
-told.
+told; the rounds are spread over several processes, one after the other, as where things happen to lie in memory makes
+one process differ from the next by some hundredths.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -38,6 +41,8 @@ from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, MemoryStore
 SYNCHRONOUS = "NORMAL"
 ROUNDS_OF = 1000
 """Turns in all the rounds of one chat; a longer one is held once."""
+PROCESSES = 5
+"""In which these rounds are held, if there are enough of them."""
 READS = 5
 """How often a thread is read, each time by a saver that has read nothing yet."""
 CONFIG: Any = {"configurable": {"thread_id": "t"}}
@@ -119,16 +124,36 @@ def chat_run(make: Callable[[Path], Any], path: Path, turns: int) -> dict[str, f
             "bytes/turn": size / turns}  # fmt: skip
 
 
-def in_rounds(turns: int, runs: dict[str, Callable[[Path], dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The median of each measure of each saver; each round in the other order, so that no saver is always the first."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(max(1, ROUNDS_OF // turns)):
-            for name in sorted(runs, reverse=i % 2 == 1):
-                found[name].append(runs[name](Path(folder) / f"{name} {i}.db"))
+Runs = dict[str, Callable[[Path], dict[str, float]]]
+Results = dict[str, dict[str, float]]
+
+
+def in_rounds(turns: int, runs: Runs) -> Results:
+    """The median of each measure of each saver, over rounds in several processes."""
+    rounds = max(1, ROUNDS_OF // turns)
+    processes = max(1, min(PROCESSES, rounds // 2))
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return medians([*pool.map(rounds_of, [rounds // processes] * processes, [runs] * processes)])
+
+
+def rounds_of(count: int, runs: Runs) -> Results:
+    """As in one process; each round in the other order, so that no saver is always the first."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for make in SAVERS.values():
+            chat_run(make, folder / f"warm {make.__name__}.db", 3)
+        return medians(
+            [
+                {saver: runs[saver](folder / f"{saver} {i}.db") for saver in sorted(runs, reverse=i % 2 == 1)}
+                for i in range(count)
+            ]
+        )
+
+
+def medians(found: list[Results]) -> Results:
     return {
-        name: {measure: statistics.median(one[measure] for one in rounds) for measure in rounds[0]}
-        for name, rounds in found.items()
+        saver: {measure: statistics.median(one[saver][measure] for one in found) for measure in measures}
+        for saver, measures in found[0].items()
     }
 
 
