@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from memstate_langgraph.checkpoint_ops import CheckpointRow, Place
@@ -30,6 +34,30 @@ def encoded(serde: SerializerProtocol, value: object, where: str) -> tuple[str, 
         return pack_typed(*serde.dumps_typed(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationFailed(f"{where}: cannot be serialized ({error})") from error
+
+
+def metadata_of(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """A checkpoint's metadata with what LangGraph adds of its config."""
+    given: Mapping[str, Any] = config.get("metadata") or {}
+    if isinstance(given, ChainMap):  # of which each item takes several calls of Python
+        flat: dict[str, Any] = {}
+        for layer in reversed(given.maps):
+            flat.update(layer)
+        given = flat
+    return get_checkpoint_metadata(
+        {"metadata": _telling(given), "configurable": _telling(config.get("configurable") or {})}, metadata
+    )
+
+
+def _telling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config may go into a checkpoint's metadata: mostly nothing."""
+    return {key: given[key] for key in _telling_keys(tuple(given))}
+
+
+@lru_cache
+def _telling_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """LangGraph's rule, asked once for the same names: most configs have the same ones."""
+    return tuple(get_checkpoint_metadata({"metadata": dict.fromkeys(keys, "")}, {}))
 
 
 def version_text(version: object) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -22,7 +21,6 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
     get_checkpoint_id,
-    get_checkpoint_metadata,
 )
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -30,7 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from memstate_langgraph import checkpoints, landing
 from memstate_langgraph.async_memory import AsyncMemoryStore
 from memstate_langgraph.backends.urls import storage_from
-from memstate_langgraph.bodies import BodyLens, decoded, encoded, version_text
+from memstate_langgraph.bodies import BodyLens, decoded, encoded, metadata_of, version_text
 from memstate_langgraph.changes import By, Rollback
 from memstate_langgraph.checkpoint_ops import CheckpointRow, FindCheckpoints, Place, ValueKey, ValueRow, WriteRow
 from memstate_langgraph.chunks import LARGE, Codec, Latest, Recent, Spot, Stored, pack_whole
@@ -183,7 +181,7 @@ class MemStateCheckpointer(BaseCheckpointSaver[str]):
                     whole.append(ValueRow(key, kind, pack_whole(data)))
                 else:
                     large.append(checkpoints.NewValue(key, kind, data))
-        about = _metadata_of(config, metadata)
+        about = metadata_of(config, metadata)
         run_id = about.get("run_id")
         place = Place(thread_id, checkpoint_ns or "", named(checkpoint["id"], "the checkpoint's id"))
         row = CheckpointRow(
@@ -600,28 +598,6 @@ class _Put(NamedTuple):
     versions: Mapping[str, Any]
     whole: Sequence[ValueRow]
     flow: Flow[list[Latest]] | Hopeful[list[Latest]]
-
-
-def _metadata_of(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    given: Mapping[str, Any] = config.get("metadata") or {}
-    if isinstance(given, ChainMap):  # of which each item takes several calls of Python
-        flat: dict[str, Any] = {}
-        for layer in reversed(given.maps):
-            flat.update(layer)
-        given = flat
-    return get_checkpoint_metadata(
-        {"metadata": _telling(given), "configurable": _telling(config.get("configurable") or {})}, metadata
-    )
-
-
-def _telling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config goes into a checkpoint's metadata: mostly nothing."""
-    return {key: given[key] for key in _telling_keys(tuple(given))}
-
-
-@lru_cache
-def _telling_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(get_checkpoint_metadata({"metadata": dict.fromkeys(keys, "")}, {}))
 
 
 def _undoing(place: Place, expected: Preview | None = None) -> Rollback:
