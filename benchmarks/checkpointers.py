@@ -1,10 +1,11 @@
 """Checkpointers side by side: `python -m benchmarks.checkpointers [--turns 25 100 400 1000]`.
 
 All savers run in the same process, on files in one temporary folder, with the same `synchronous` setting. A turn is one
-`invoke` of a graph with plain `add_messages`: a question and an answer of about 250 characters each. Short chats are
-over before the machine has warmed to them, so they are held in several rounds, the savers in turns, and medians are
-told; the rounds are spread over several processes, one after the other, as where things happen to lie in memory makes
-one process differ from the next by some hundredths.
+`invoke` of a graph with plain `add_messages`: a question and an answer of about 250 characters each. What is short is
+over before the machine has warmed to it, so it is done in several rounds, the savers in turns, and medians are told;
+those of ratios are of the ratios within each round, since a machine is slower at some times than at others. The rounds
+are spread over several processes, one after the other, as where things happen to lie in memory makes one process differ
+from the next by some hundredths.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import math
 import operator
 import os
 import sqlite3
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -39,9 +42,9 @@ from rich.table import Table
 from memstate_langgraph import AsyncMemoryStore, AsyncSQLiteStorage, MemoryStore, MemStateCheckpointer, SQLiteStorage
 
 SYNCHRONOUS = "NORMAL"
-ROUNDS_OF = 1000
+ROUNDS_OF = 1500
 """Turns in all the rounds of one chat; a longer one is held once."""
-PROCESSES = 5
+PROCESSES = 10
 """In which these rounds are held, if there are enough of them."""
 READS = 5
 """How often a thread is read, each time by a saver that has read nothing yet."""
@@ -126,35 +129,33 @@ def chat_run(make: Callable[[Path], Any], path: Path, turns: int) -> dict[str, f
 
 Runs = dict[str, Callable[[Path], dict[str, float]]]
 Results = dict[str, dict[str, float]]
+"""By saver, then by measure."""
 
 
-def in_rounds(turns: int, runs: Runs) -> Results:
-    """The median of each measure of each saver, over rounds in several processes."""
-    rounds = max(1, ROUNDS_OF // turns)
+def in_rounds(rounds: int, runs: Runs) -> list[Results]:
+    """What each round measured; they are held in several processes."""
     processes = max(1, min(PROCESSES, rounds // 2))
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        return medians([*pool.map(rounds_of, [rounds // processes] * processes, [runs] * processes)])
+        return [*chain(*pool.map(rounds_of, [rounds // processes] * processes, [runs] * processes))]
 
 
-def rounds_of(count: int, runs: Runs) -> Results:
+def rounds_of(count: int, runs: Runs) -> list[Results]:
     """As in one process; each round in the other order, so that no saver is always the first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for make in SAVERS.values():
             chat_run(make, folder / f"warm {make.__name__}.db", 3)
-        return medians(
-            [
-                {saver: runs[saver](folder / f"{saver} {i}.db") for saver in sorted(runs, reverse=i % 2 == 1)}
-                for i in range(count)
-            ]
-        )
+        return [
+            {saver: runs[saver](folder / f"{saver} {i}.db") for saver in sorted(runs, reverse=i % 2 == 1)}
+            for i in range(count)
+        ]
 
 
-def medians(found: list[Results]) -> Results:
-    return {
-        saver: {measure: statistics.median(one[saver][measure] for one in found) for measure in measures}
-        for saver, measures in found[0].items()
-    }
+def median_of(rounds: list[Results], saver: str, measure: str, peer: str = "") -> float:
+    """Of a measure; or of its ratio to the peer's, 0 if that is nothing."""
+    return statistics.median(
+        one[saver][measure] / (one[peer][measure] or math.inf) if peer else one[saver][measure] for one in rounds
+    )
 
 
 def timed_reads(app: Any) -> tuple[float, float]:
@@ -253,19 +254,18 @@ def threads_run(make: Callable[[Path], Any], path: Path) -> dict[str, float]:
         return {"wall ms": clock() / 200 * 1e3, "KB": bytes_of(path) / 1e3}
 
 
-def show(console: Console, title: str, results: dict[str, dict[str, float]], peer: str) -> None:
-    columns = list(next(iter(results.values())))
-    table = Table("saver", *(name for column in columns for name in (column, f"/ {peer}")), title=title)
-    for name, row in results.items():
+def show(console: Console, title: str, rounds: list[Results], peer: str) -> None:
+    measures = list(rounds[0][peer])
+    table = Table("saver", *(name for measure in measures for name in (measure, f"/ {peer}")), title=title)
+    for saver in rounds[0]:
         cells = []
-        for column in columns:
-            base = results[peer].get(column, 0)
-            cells += [f"{row[column]:,.1f}", f"{row[column] / base:.3f}" if base else "-"]
-        table.add_row(name, *cells)
+        for measure in measures:
+            cells += [f"{median_of(rounds, saver, measure):,.1f}", f"{median_of(rounds, saver, measure, peer):.3f}"]
+        table.add_row(saver, *cells)
     console.print(table)
 
 
-def picture(path: Path, chats: dict[int, dict[str, dict[str, float]]]) -> None:
+def picture(path: Path, chats: dict[int, list[Results]]) -> None:
     try:
         import matplotlib as mpl
     except ImportError:
@@ -274,12 +274,12 @@ def picture(path: Path, chats: dict[int, dict[str, dict[str, float]]]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for axis, column in zip(axes, ("wall ms/turn", "bytes/turn"), strict=True):
-        for name in SAVERS:
-            rows = [(turns, chats[turns][name][column]) for turns in chats if chats[turns][name][column]]
-            if rows:
-                axis.plot(*zip(*rows, strict=True), marker="o", label=name)
-        axis.set(xlabel="turns", title=column, xscale="log", yscale="log")
+    for axis, measure in zip(axes, ("wall ms/turn", "bytes/turn"), strict=True):
+        for saver in SAVERS:
+            found = [(turns, median_of(rounds, saver, measure)) for turns, rounds in chats.items()]
+            if any(value for _, value in found):
+                axis.plot(*zip(*found, strict=True), marker="o", label=saver)
+        axis.set(xlabel="turns", title=measure, xscale="log", yscale="log")
         axis.legend()
     figure.tight_layout()
     figure.savefig(path)
@@ -292,27 +292,22 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=130)
     console.print(f"synchronous = {SYNCHRONOUS} for all")
-    chats: dict[int, dict[str, dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for make in SAVERS.values():
-            chat_run(make, folder / f"warm {make.__name__}.db", 3)
-        for turns in options.turns:
-            chats[turns] = in_rounds(
-                turns, {saver: partial(chat_run, make, turns=turns) for saver, make in SAVERS.items()}
-            )
-            show(console, f"chat of {turns} turns", chats[turns], "SqliteSaver")
-            doors = in_rounds(
-                turns, {which: partial(ainvoked, which=which, turns=turns) for which in ("ours", "AsyncSqliteSaver")}
-            )
-            show(console, f"chat of {turns} turns, ainvoke", doors, "AsyncSqliteSaver")
-        for title, run in (
-            ("fan-out of 100 Sends, per run", fan_out_run),
-            ("10 MB document touched 100 times: per touch, and in all", large_run),
-            ("8 threads at once, 25 turns each: per turn, and in all", threads_run),
-        ):
-            results = {saver: run(make, folder / f"{run.__name__}{saver}.db") for saver, make in SAVERS.items()}
-            show(console, title, results, "SqliteSaver")
+    chats: dict[int, list[Results]] = {}
+    doors = ("ours", "AsyncSqliteSaver")
+    for turns in options.turns:
+        rounds = max(1, ROUNDS_OF // turns)
+        invoke: Runs = {saver: partial(chat_run, make, turns=turns) for saver, make in SAVERS.items()}
+        chats[turns] = in_rounds(rounds, invoke)
+        show(console, f"chat of {turns} turns", chats[turns], "SqliteSaver")
+        ainvoke: Runs = {door: partial(ainvoked, which=door, turns=turns) for door in doors}
+        show(console, f"chat of {turns} turns, ainvoke", in_rounds(rounds, ainvoke), "AsyncSqliteSaver")
+    for title, run, rounds in (
+        ("fan-out of 100 Sends, per run", fan_out_run, 10),
+        ("10 MB document touched 100 times: per touch, and in all", large_run, 1),
+        ("8 threads at once, 25 turns each: per turn, and in all", threads_run, 10),
+    ):
+        results = in_rounds(rounds, {saver: partial(run, make) for saver, make in SAVERS.items()})
+        show(console, title, results, "SqliteSaver")
     picture(options.picture, chats)
 
 

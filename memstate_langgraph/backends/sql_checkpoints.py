@@ -107,7 +107,7 @@ def check_of_head(op: ops.Stands) -> Sql:
     """A statement that finds something if it stands."""
     row = op.row
     return Sql(
-        _stands(len(op.values), len(op.empty)),
+        text_of_head(len(op.values), len(op.empty)),
         [
             *row.place,
             *row[1:7],
@@ -118,7 +118,8 @@ def check_of_head(op: ops.Stands) -> Sql:
 
 
 @lru_cache
-def _stands(values: int, empty: int) -> str:
+def text_of_head(values: int, empty: int) -> str:
+    """The statement for so many channels with a value, and so many without."""
     place = "thread_id = c.thread_id AND checkpoint_ns = c.checkpoint_ns"
     value = f"EXISTS (SELECT 1 FROM channel_values WHERE {place} AND channel = ? AND version = ?"
     return (

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from itertools import product
 from typing import Any
 
 from memstate_langgraph import ops
 from memstate_langgraph.backends.sql import ANSWERS, json_text
-from memstate_langgraph.backends.sql_checkpoints import check_of, check_of_head
+from memstate_langgraph.backends.sql_checkpoints import check_of, check_of_head, text_of_head
 from memstate_langgraph.backends.sqlite_at_once import WRONG, asked_at_once, at_once
 from memstate_langgraph.backends.statements import Batch, Statement, as_asking
 from memstate_langgraph.checkpoint_ops import FindCheckpoints, FindValues, FindWrites, Stands, ValueKey
@@ -164,6 +165,8 @@ class Transaction:
 
 def first_questions() -> Iterator[str]:
     """What is asked to go on with a thread, of which nothing or the last checkpoint is known."""
+    for full, empty in product((1, 2, 3, 4), (2, 3)):  # empty are the input and what led to the last nodes
+        yield text_of_head(full, empty)
     checkpoint = FindCheckpoints("", "", limit=1)
     for channels in (0, 1, 2, 3, 4):
         values = FindValues("", "", frozenset([ValueKey(str(i), "") for i in range(channels)]))
