@@ -216,13 +216,30 @@ def frozen(value: Any) -> Any:
 
 
 def _shape(value: Any) -> Any:
-    """What of a decoded value may decide how a message is validated: everything but the atoms' values."""
+    """What of a decoded value may decide how a message is validated: everything but the atoms' values, except where one
+    says of what type its mapping is.
+    """
     kind = type(value)
     if kind is dict:
-        return (kind, *((key, _shape(item)) for key, item in value.items()))
+        return (
+            kind,
+            *[(key, item if key == "type" and type(item) is str else _shape(item)) for key, item in value.items()],
+        )
     if kind is list:
         return (kind, *map(_shape, value))
     return kind
+
+
+class _Shapes:
+    """Messages with fields of the same names and types, by what is in those that are no atoms: one of each shape, or
+    None where building it by hand is wrong.
+    """
+
+    __slots__ = ("containers", "known")
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
+        self.known: dict[Any, Frozen | None] = {}
 
 
 class Thawer:
@@ -230,7 +247,8 @@ class Thawer:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self.serde = serde
-        self._shapes: dict[Any, Frozen | None] = {}  # one of each shape, or None where building by hand is wrong
+        self._shapes: dict[Any, _Shapes] = {}  # by class, names and types of fields
+        self._count = 0  # of shapes
         self._encoded: dict[Any, Frozen | None] = {}  # one of each shape that came back as it was encoded, or None
 
     def frozen(self, messages: list[Any], encoded: bytes) -> list[Any]:
@@ -278,23 +296,26 @@ class Thawer:
                 module, name, fields, _ = ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS)
             except (ValueError, TypeError):
                 return self._by_serializer(code, data)
-            if (module, name) in _BY_HAND and isinstance(fields, dict):
-                return self._message(make, module, name, fields, data)
+            kind = _BY_HAND.get((module, name))
+            if kind is not None and type(fields) is dict:
+                return self._message(make, kind, fields, data)
         return self._by_serializer(code, data)
 
-    def _message(self, make: Callable[..., Any], module: str, name: str, fields: dict[str, Any], data: bytes) -> Any:
-        deep = [(key, _shape(value)) for key, value in fields.items() if value and type(value) not in _ATOMS]
-        shape = (module, name, *fields, *map(type, fields.values()), *deep)
-        kind = _BY_HAND[module, name]
-        like = self._shapes.get(shape, _UNKNOWN)
-        if like is None or "tool_calls" in (fields.get("additional_kwargs") or ()):  # AIMessage reads those
-            return self._by_serializer(EXT_PYDANTIC_V2, data)
+    def _message(self, make: Callable[..., Any], kind: type[BaseMessage], fields: dict[str, Any], data: bytes) -> Any:
+        outline = (kind, *fields, *map(type, fields.values()))
+        shapes = self._shapes.get(outline) or _Shapes(fields)
+        filled = [name for name in shapes.containers if fields[name]]
+        deep = tuple([(name, _shape(fields[name])) for name in filled]) if filled else ()
+        like = shapes.known.get(deep, _UNKNOWN)
+        if like is None or ("additional_kwargs" in filled and "tool_calls" in fields["additional_kwargs"]):
+            return self._by_serializer(EXT_PYDANTIC_V2, data)  # AIMessage reads the tool calls there
         if like is not _UNKNOWN:
             return make(kind, fields, {}, like)
         decoded = self._by_serializer(EXT_PYDANTIC_V2, data)
-        if len(self._shapes) < _MOST_SHAPES:
+        if self._count < _MOST_SHAPES:
+            self._count += 1
             by_hand = Frozen(kind, fields, {})
-            self._shapes[shape] = by_hand if _same(by_hand, decoded) else None
+            self._shapes.setdefault(outline, shapes).known[deep] = by_hand if _same(by_hand, decoded) else None
         return decoded
 
     def _by_serializer(self, code: int, data: bytes) -> Any:

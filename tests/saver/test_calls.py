@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.memory import InMemorySaver
@@ -203,6 +203,50 @@ def test_a_message_that_decoding_changes_is_the_same_to_every_reader(saver: MemS
             found = reader.get_tuple(config())
             assert found is not None
             assert [message.id for message in found.checkpoint["channel_values"]["messages"]] == ["1", "2", "3"][:i]
+
+
+def _counted(count: Any) -> dict[str, Any]:
+    return {"usage_metadata": {"input_tokens": count, "output_tokens": count, "total_tokens": count}}
+
+
+def _calling(kind: str) -> dict[str, Any]:
+    return {"tool_calls": [{"name": "look", "args": {"a": 1}, "id": "1", "type": kind}]}
+
+
+def _called(arguments: str) -> dict[str, Any]:
+    function = {"name": "look", "arguments": arguments}
+    return {"additional_kwargs": {"tool_calls": [{"id": "1", "type": "function", "function": function}]}}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(_counted(1), _counted("2"), id="type"),
+        pytest.param(_calling("tool_call"), _calling("other"), id="named type"),
+        pytest.param(_called("[1]"), _called('{"a": 1}'), id="text"),
+    ],
+)
+def test_what_is_in_a_message_is_decoded_as_the_serializer_does(
+    saver: MemStateCheckpointer, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """The first comes back as it was; in the second, with the same fields, is what decoding turns into something else,
+    by the type of a part, or by what a text says.
+    """
+    messages = [AIMessage("hello", id="1"), AIMessage("hello", id="2")]
+    for message, fields in zip(messages, (first, second), strict=True):
+        for name, value in fields.items():
+            setattr(message, name, value)
+    expected = saver.serde.loads_typed(saver.serde.dumps_typed(messages))
+    assert expected[0].model_dump() == messages[0].model_dump()
+    assert expected[1].model_dump() != messages[1].model_dump()
+    versions: ChannelVersions = {"messages": "1"}
+    saver.put(config(), checkpoint({"messages": messages}, versions), META, versions)
+    reader = forgetful(saver)
+    for _ in range(2):
+        found = reader.get_tuple(config())
+        assert found is not None
+        assert found.checkpoint["channel_values"]["messages"] == expected
 
 
 def test_what_is_not_a_field_of_a_message_is_stored_when_it_changes(saver: MemStateCheckpointer) -> None:
