@@ -272,6 +272,11 @@ def test_going_on_with_a_thread_is_one_question(tmp_path: Path) -> None:
         assert got() == (held, 1)
     put(saver, "4", small=1)
     assert got() == ({"small": 1}, 1)
+    found = saver.get_tuple(config())
+    assert found is not None
+    another.put_writes(found.config, [("small", 2)], "task")
+    assert got() == ({"small": 1}, 2), "whether it is as it was, then all that belongs to it"
+    assert got() == ({"small": 1}, 1), "it has pending writes, which may become more"
     memory.close()
 
 
