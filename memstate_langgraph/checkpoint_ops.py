@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from memstate_langgraph.ops import Likely, Op, Several, unchanging
@@ -170,6 +171,12 @@ class Stands(Op[bool]):
     row: CheckpointRow
     values: tuple[ValueRow, ...]
     empty: tuple[ValueKey, ...]
+
+
+def says_no(*_: object) -> Generator[Any, Any, bool]:
+    """The answer to `Stands` on a server, which would be asked once more to save less than that."""
+    return False
+    yield
 
 
 @unchanging

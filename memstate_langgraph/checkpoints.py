@@ -220,25 +220,31 @@ def find(question: FindCheckpoints, lens: Lens, recent: Recent, codec: Codec) ->
 
 def _load_head(question: FindCheckpoints, head: Head, lens: Lens, recent: Recent, codec: Codec) -> Plan[list[Loaded]]:
     """A checkpoint that is likely the one we know: all that belongs to that one is asked for with it."""
-    thread_id, checkpoint_ns = str(question.thread_id), str(question.checkpoint_ns)
     versions = lens.texts(head.versions)
-    if not head.pending:
-        known, small, empty = recent.at(head, versions)
-        rows = [*[one.row for one in known.values()], *small]
-        if (yield Stands(head.row, tuple(rows), tuple(empty))):
-            held = {channel: one.value for channel, one in known.items()}
-            if small:
-                more, _ = yield from _values(head.row.place, small, recent, codec)
-                held.update({key.channel: value for key, value in more.items() if value.kind})
-            return [Loaded(head.row, lens.body(head.row), versions, held, [], {}, None)]
+    if not head.pending and (as_known := (yield from _as_known(head, versions, lens, recent, codec))) is not None:
+        return [as_known]
+    thread_id, checkpoint_ns, checkpoint_id = head.row.place
     values = FindValues(thread_id, checkpoint_ns, frozenset(starmap(ValueKey, versions.items())))
-    pending = FindWrites(thread_id, checkpoint_ns, (head.row.place.checkpoint_id,))
+    pending = FindWrites(thread_id, checkpoint_ns, (checkpoint_id,))
     rows, *belongings = yield from Together((question, values, pending), final=True)
     if not rows:
         return []
     (row,) = rows
     is_known = row.place == head.row.place and lens.versions(row) == versions
     return (yield from _load_namespace(rows, lens, recent, codec, None, belongings if is_known else None))
+
+
+def _as_known(head: Head, versions: Versions, lens: Lens, recent: Recent, codec: Codec) -> Plan[Loaded | None]:
+    """A checkpoint of which nothing is read, if storage says that it is still the last and as we know it."""
+    known, small, empty = recent.at(head, versions)
+    rows = (*[one.row for one in known.values()], *small)
+    if not (yield Stands(head.row, rows, tuple(empty))):
+        return None
+    held = {channel: one.value for channel, one in known.items()}
+    if small:
+        more, _ = yield from _values(head.row.place, small, recent, codec)
+        held.update({key.channel: value for key, value in more.items() if value.kind})
+    return Loaded(head.row, lens.body(head.row), versions, held, [], {}, None)
 
 
 def _load(

@@ -493,7 +493,7 @@ class Recent:
                 if row is not None and row.key == key:
                     small.append(row)
                     continue
-                latest = self._known.get(Spot(thread_id, checkpoint_ns, key.channel))
+                latest = self._get(Spot(thread_id, checkpoint_ns, key.channel))
                 if latest is not None and latest.row.key == key:
                     known[key.channel] = latest
                 else:

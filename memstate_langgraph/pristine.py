@@ -74,13 +74,10 @@ class Frozen:
         kind: type[BaseMessage],
         fields: dict[str, Any],
         extra: dict[str, Any] | None,
-        like: Frozen | None = None,
+        containers: list[str] | None = None,
     ) -> None:
         self.kind, self.fields, self.extra = kind, fields, extra
-        if like is None:
-            self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
-        else:  # one of the same shape knows
-            self.containers = like.containers
+        self.containers = _containers_of(fields) if containers is None else containers
         self.filled = [name for name in self.containers if fields[name]]
 
     def thaw(self) -> BaseMessage:
@@ -91,6 +88,10 @@ class Frozen:
             fields[name] = thawed(fields[name])
         extra = None if self.extra is None else thawed(self.extra) if self.extra else {}
         return _message_of(self.kind, fields, extra)
+
+
+def _containers_of(fields: dict[str, Any]) -> list[str]:
+    return [name for name, value in fields.items() if type(value) not in _ATOMS]
 
 
 def count_unchanged(messages: list[Any], before: list[Any]) -> int:
@@ -160,7 +161,7 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def _message_of(
-    kind: type[BaseMessage], fields: dict[str, Any], extra: dict[str, Any] | None, _: Frozen | None = None
+    kind: type[BaseMessage], fields: dict[str, Any], extra: dict[str, Any] | None, _: list[str] | None = None
 ) -> BaseMessage:
     """A message of fields that were valid once and are now its own; as `Frozen` is made."""
     message: BaseMessage = _new(kind)
@@ -230,16 +231,21 @@ def _shape(value: Any) -> Any:
     return kind
 
 
+def _outline(kind: type[BaseMessage], fields: dict[str, Any]) -> Any:
+    """What of a message's shape is seen without looking into its containers."""
+    return (kind, *fields, *map(type, fields.values()))
+
+
 class _Shapes:
-    """Messages with fields of the same names and types, by what is in those that are no atoms: one of each shape, or
-    None where building it by hand is wrong.
+    """Of messages of one outline: which fields are containers, and whether building by hand is right, by what is in
+    these.
     """
 
-    __slots__ = ("containers", "known")
+    __slots__ = ("by_hand", "containers")
 
     def __init__(self, fields: dict[str, Any]) -> None:
-        self.containers = [name for name, value in fields.items() if type(value) not in _ATOMS]
-        self.known: dict[Any, Frozen | None] = {}
+        self.containers = _containers_of(fields)
+        self.by_hand: dict[Any, bool] = {}
 
 
 class Thawer:
@@ -247,9 +253,10 @@ class Thawer:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self.serde = serde
-        self._shapes: dict[Any, _Shapes] = {}  # by class, names and types of fields
+        self._shapes: dict[Any, _Shapes] = {}  # by outline
         self._count = 0  # of shapes
-        self._encoded: dict[Any, Frozen | None] = {}  # one of each shape that came back as it was encoded, or None
+        # by outline, of messages that come back as they were encoded if their containers are empty; None of others
+        self._encoded: dict[Any, list[str] | None] = {}
 
     def frozen(self, messages: list[Any], encoded: bytes) -> list[Any]:
         """Messages as decoding what they were encoded as would freeze them; raises `Unfreezable`.
@@ -263,7 +270,7 @@ class Thawer:
             if type(message) in _KINDS and type(made) is Frozen and not made.filled:
                 as_it_was = made.kind is type(message) and _identical(made.fields, message.__dict__) and not made.extra
                 if len(self._encoded) < _MOST_SHAPES:
-                    self._encoded[_shape_of(message)] = made if as_it_was else None
+                    self._encoded[_outline(type(message), message.__dict__)] = made.containers if as_it_was else None
         return decoded
 
     def _frozen_like(self, messages: list[Any]) -> list[Frozen] | None:
@@ -271,15 +278,15 @@ class Thawer:
         for message in messages:
             if type(message) not in _KINDS or message.__pydantic_extra__:
                 return None
-            like = self._encoded.get(_shape_of(message))
-            if like is None:
+            kind, fields = type(message), message.__dict__.copy()
+            containers = self._encoded.get(_outline(kind, fields))
+            if containers is None:
                 return None
-            fields = message.__dict__.copy()
-            for name in like.containers:
+            for name in containers:
                 if fields[name]:
                     return None
                 fields[name] = fields[name].copy()
-            made.append(Frozen(like.kind, fields, {}, like))
+            made.append(Frozen(kind, fields, {}, containers))
         return made
 
     def decode(self, data: bytes) -> Any:
@@ -302,30 +309,24 @@ class Thawer:
         return self._by_serializer(code, data)
 
     def _message(self, make: Callable[..., Any], kind: type[BaseMessage], fields: dict[str, Any], data: bytes) -> Any:
-        outline = (kind, *fields, *map(type, fields.values()))
+        outline = _outline(kind, fields)
         shapes = self._shapes.get(outline) or _Shapes(fields)
         filled = [name for name in shapes.containers if fields[name]]
         deep = tuple([(name, _shape(fields[name])) for name in filled]) if filled else ()
-        like = shapes.known.get(deep, _UNKNOWN)
-        if like is None or ("additional_kwargs" in filled and "tool_calls" in fields["additional_kwargs"]):
-            return self._by_serializer(EXT_PYDANTIC_V2, data)  # AIMessage reads the tool calls there
-        if like is not _UNKNOWN:
-            return make(kind, fields, {}, like)
+        by_hand = shapes.by_hand.get(deep)
+        if "additional_kwargs" in filled and "tool_calls" in fields["additional_kwargs"]:
+            by_hand = False  # AIMessage reads the tool calls there
+        if by_hand:
+            return make(kind, fields, {}, shapes.containers)
         decoded = self._by_serializer(EXT_PYDANTIC_V2, data)
-        if self._count < _MOST_SHAPES:
+        if by_hand is None and self._count < _MOST_SHAPES:
             self._count += 1
-            by_hand = Frozen(kind, fields, {})
-            self._shapes.setdefault(outline, shapes).known[deep] = by_hand if _same(by_hand, decoded) else None
+            right = _same(Frozen(kind, fields, {}, shapes.containers), decoded)
+            self._shapes.setdefault(outline, shapes).by_hand[deep] = right
         return decoded
 
     def _by_serializer(self, code: int, data: bytes) -> Any:
         return self.serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
-
-
-def _shape_of(message: BaseMessage) -> Any:
-    """A shape for which the values of atoms are all that may differ, if what it contains is empty."""
-    fields = message.__dict__
-    return (type(message), *fields, *map(type, fields.values()))
 
 
 def _frozen_items(decoded: list[Any]) -> list[Any]:

@@ -145,12 +145,6 @@ def holds(op: ops.Holds, view: View) -> Asking[bool]:
     return all(found == [_packed(row.kind, row.pieces)] for found, (_, row) in zip(held, op.values, strict=True))
 
 
-def stands(op: ops.Stands, view: View) -> Asking[bool]:
-    """No, as on every server: it would have to be asked once more."""
-    return False
-    yield
-
-
 def value_spaces(op: ops.ValueSpaces, view: View) -> Asking[list[str]]:
     spaces = yield from _spaces(view, op.thread_id)
     held = yield from view.everything(*(_values(view, op.thread_id, space) for space in spaces))
@@ -406,7 +400,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.Holds: holds,
-    ops.Stands: stands,
+    ops.Stands: ops.says_no,
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,

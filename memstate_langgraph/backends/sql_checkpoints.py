@@ -97,20 +97,14 @@ def check_of(op: Likely[Any]) -> Batch:
     return Batch(HOLDS, [(op.thread_id, space, *key, kind, pieces) for space, (key, kind, pieces) in op.values])
 
 
-def stands(op: ops.Stands, d: Dialect) -> Statements[bool]:
-    """No: a server would be asked once more to save less than that. SQLite has `check_of_head`."""
-    return False
-    yield
-
-
 def check_of_head(op: ops.Stands) -> Sql:
-    """A statement that finds something if it stands."""
+    """A statement that finds something if it stands: for SQLite, where asking costs no exchange with a server."""
     row = op.row
     return Sql(
         text_of_head(len(op.values), len(op.empty)),
         [
             *row.place,
-            *row[1:7],
+            *row[1:-1],  # not the position, which storage may have given
             *chain.from_iterable([(*key, kind, pieces) for key, kind, pieces in op.values]),
             *chain.from_iterable(op.empty),
         ],
@@ -328,7 +322,7 @@ CHECKPOINT_ANSWERS: dict[type[Op[Any]], Answer] = {
     ops.FindRuns: find_runs,
     ops.FindValues: find_values,
     ops.Holds: holds,
-    ops.Stands: stands,
+    ops.Stands: ops.says_no,
     ops.ValueSpaces: value_spaces,
     ops.FindChunks: find_chunks,
     ops.FindWrites: find_writes,
